@@ -1,0 +1,1 @@
+"""Clipette: draws what a large vision-language model knows into a small one."""
