@@ -1,0 +1,1 @@
+"""What was kept and what was lost: zero-shot, retrieval, shift, agreement, retention, cost, report."""

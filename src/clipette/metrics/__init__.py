@@ -1,0 +1,1 @@
+"""NumPy in, numbers out: retrieval, classification, calibration, agreement, diversity, bootstrap. All proportions are fractions."""
