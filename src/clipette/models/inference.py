@@ -1,0 +1,149 @@
+"""A ``DualEncoder`` at work: the torch-free ``Encoder`` protocol over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from clipette.data.images import DecodeSettings, decode_image
+from clipette.data.loading import iter_images
+from clipette.errors import BadImageError
+from clipette.models.core import DualEncoder, weights_digest
+from clipette.progress import track
+from clipette.types import Encoded, Failure, Floats, ImageInput, Sample
+
+
+def default_device(name: str | None = None) -> torch.device:
+    """The asked device, or CUDA where there is one, or the CPU."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+class TorchEncoder:
+    """``types.Encoder`` over a ``DualEncoder``, in evaluation mode and without gradients.
+
+    ``precision``: ``fp32`` or ``bf16`` (autocast; meant for GPUs, slower on most CPUs).
+    """
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        *,
+        name: str,
+        space: str | None = None,
+        device: str | None = None,
+        precision: str = "fp32",
+        settings: DecodeSettings | None = None,
+    ) -> None:
+        self.device = default_device(device)
+        self.model = model.to(self.device).eval()
+        self._name = name
+        self._space = space or weights_digest(model)
+        self.precision = precision
+        self.settings = settings or DecodeSettings()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def space(self) -> str:
+        return self._space
+
+    @property
+    def dim(self) -> int:
+        return self.model.dim
+
+    @property
+    def logit_scale(self) -> float:
+        return float(self.model.scale.detach())
+
+    @property
+    def logit_bias(self) -> float:
+        return float(self.model.bias.detach())
+
+    @property
+    def can_encode_text(self) -> bool:
+        return self.model.text is not None
+
+    @property
+    def can_encode_images(self) -> bool:
+        return self.model.image is not None
+
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        training = self.model.training
+        self.model.eval()
+        half = self.precision == "bf16"
+        try:
+            with torch.inference_mode(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+                yield
+        finally:
+            self.model.train(training)
+
+    def encode_pixels(self, pixels: Floats) -> Floats:
+        """Unit vectors [B, D] of already preprocessed pixels [B, 3, H, W]."""
+        with self._mode():
+            tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+            out: Floats = self.model.encode_image(tensor).cpu().numpy()
+        return out
+
+    def encode_images(self, images: Sequence[ImageInput], *, batch_size: int = 64) -> Floats:
+        preprocess = self.model.image_tower().preprocess
+        pieces = []
+        for start in range(0, len(images), batch_size):
+            opened = [self._open(image) for image in images[start : start + batch_size]]
+            pieces.append(self.encode_pixels(np.stack([preprocess(image) for image in opened])))
+        return np.concatenate(pieces) if pieces else np.zeros((0, self.dim), np.float32)
+
+    def _open(self, image: ImageInput) -> Image:
+        if isinstance(image, Image):
+            return image.convert("RGB")
+        if isinstance(image, bytes):
+            return decode_image(image, location="<bytes>", settings=self.settings)
+        try:
+            data = Path(image).read_bytes()
+        except OSError as error:
+            raise BadImageError(f"{image}: cannot be read ({error.strerror or error})") from error
+        return decode_image(data, location=str(image), settings=self.settings)
+
+    def encode_samples(
+        self, samples: Sequence[Sample], *, batch_size: int = 64, progress: bool = False
+    ) -> Encoded:
+        preprocess = self.model.image_tower().preprocess
+        keys: list[str] = []
+        failures: list[Failure] = []
+        waiting: list[Floats] = []
+        pieces: list[Floats] = []
+        stream = iter_images(samples, settings=self.settings, want=preprocess.size)
+        for index, image in track(stream, total=len(samples), description=f"encode {self.name}", enabled=progress):
+            if isinstance(image, Failure):
+                failures.append(image)
+                continue
+            keys.append(samples[index].key)
+            waiting.append(preprocess(image))
+            if len(waiting) == batch_size:
+                pieces.append(self.encode_pixels(np.stack(waiting)))
+                waiting = []
+        if waiting:
+            pieces.append(self.encode_pixels(np.stack(waiting)))
+        vectors = np.concatenate(pieces) if pieces else np.zeros((0, self.dim), np.float32)
+        return Encoded(tuple(keys), vectors, tuple(failures))
+
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> Floats:
+        tower = self.model.text_tower()
+        # Encoding by length keeps padding, and so the cost, low; the order is put back at the end.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        out = np.zeros((len(texts), self.dim), np.float32)
+        for start in range(0, len(texts), batch_size):
+            rows = order[start : start + batch_size]
+            tokens = tower.tokenizer([texts[i] for i in rows])
+            with self._mode():
+                tensors = {name: torch.from_numpy(value).to(self.device) for name, value in tokens.items()}
+                out[rows] = self.model.encode_text(tensors).cpu().numpy()
+        return out

@@ -1,0 +1,108 @@
+"""A student or a LiT pair in YAML: which image trunk, which text trunk, which heads, what is trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from clipette.config import StrictModel
+
+Train = Literal["all", "head", "none"]
+
+
+class HeadSpec(StrictModel):
+    """The map from a trunk's width to the space: ``none | linear | mlp | residual | bn_mlp``."""
+
+    kind: Literal["none", "linear", "mlp", "residual", "bn_mlp"] = "linear"
+    hidden: int | None = None
+    dropout: float = 0.0
+
+
+class TimmImage(StrictModel):
+    """Any timm backbone with its arguments and weights file.
+
+    ``weights``: a safetensors file, ``pretrained`` (timm's hub), or nothing (random). ``train``: the whole tower, its
+    head only, or nothing. ``mean``, ``std`` and ``interpolation`` default to timm's own for the architecture.
+    """
+
+    kind: Literal["timm"] = "timm"
+    name: str
+    args: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None
+    size: int | tuple[int, int] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    mode: Literal["crop", "squash", "pad"] = "crop"
+    head: HeadSpec = HeadSpec()
+    train: Train = "all"
+
+
+class OpenClipPart(StrictModel):
+    """One tower of an open_clip architecture or checkpoint: ``ViT-S-16``, ``RN50/openai``, a JSON config file."""
+
+    kind: Literal["open_clip"] = "open_clip"
+    name: str
+    head: HeadSpec = HeadSpec(kind="none")
+    train: Train = "all"
+
+
+class HFText(StrictModel):
+    """Any Hugging Face text encoder from a folder or hub id; ``layers`` keeps some of its layers only."""
+
+    kind: Literal["hf"] = "hf"
+    path: str
+    layers: tuple[int, ...] | None = None
+    pool: Literal["mean", "cls"] = "mean"
+    context_length: int = 64
+    weights: bool = True
+    head: HeadSpec = HeadSpec()
+    train: Train = "all"
+
+
+class SmallText(StrictModel):
+    """A small causal transformer trained from nothing.
+
+    ``tokenizer``: ``clip`` (CLIP's BPE, 49,408 tokens) or ``words`` (learned from the training captions).
+    """
+
+    kind: Literal["small"] = "small"
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    tokenizer: Literal["clip", "words"] = "clip"
+    vocabulary: int = 8192
+    context_length: int = 32
+    head: HeadSpec = HeadSpec()
+    train: Train = "all"
+
+
+class TeacherText(StrictModel):
+    """The teacher's own text tower: shared as it is, or some of its layers as a start (``layers``, Hugging Face only).
+
+    With ``train: none`` (the default) the student lives in the teacher's space and its texts come from the store.
+    """
+
+    kind: Literal["teacher"] = "teacher"
+    layers: tuple[int, ...] | None = None
+    train: Train = "none"
+
+
+ImageSpec = Annotated[TimmImage | OpenClipPart, Field(discriminator="kind")]
+TextSpec = Annotated[HFText | SmallText | OpenClipPart | TeacherText, Field(discriminator="kind")]
+
+
+class ModelSpec(StrictModel):
+    """A model of two towers. ``dim`` is the width of their space; a teacher's space fixes it to the teacher's.
+
+    ``logits``: ``clip`` (scale from 1/0.07, no bias) or ``siglip`` (scale 10, bias -10). ``text: null`` with
+    ``space: teacher`` is an image-only student that lives among the teacher's stored class texts.
+    """
+
+    dim: int | None = None
+    space: Literal["own", "teacher"] = "own"
+    image: ImageSpec
+    text: TextSpec | None = None
+    logits: Literal["clip", "siglip"] = "clip"
+    logit_scale: float | None = None

@@ -1,0 +1,124 @@
+"""Text trunks: Hugging Face encoders (whole or some of their layers), small transformers, and a table of stored texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clipette.errors import ConfigError, ModelError, UnsupportedError
+from clipette.types import Ints
+
+POOLINGS = ("mean", "cls")
+
+
+class HFTextTrunk(nn.Module):
+    """A BERT-like encoder and its pooling: tokens [B, L] → [B, hidden].
+
+    ``mean`` averages the last hidden states over the attention mask (sentence-transformers' rule); ``cls`` takes the
+    first token.
+    """
+
+    def __init__(self, encoder: nn.Module, pool: str) -> None:
+        super().__init__()
+        if pool not in POOLINGS:
+            raise ConfigError(f"unknown text pooling '{pool}': choose one of {', '.join(POOLINGS)}")
+        self.encoder = encoder
+        self.pool = pool
+
+    def forward(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        hidden: Tensor = self.encoder(**tokens).last_hidden_state
+        if self.pool == "cls":
+            return hidden[:, 0]
+        mask = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+
+
+def keep_layers(encoder: Any, layers: Sequence[int] | None) -> None:
+    """Keep only these layers of a BERT-like encoder, in this order (weight inheritance by layer, as TinyCLIP's manual
+    mode). ``None`` keeps all. Raises ``ConfigError`` on a layer that does not exist."""
+    if layers is None:
+        return
+    stack = encoder.encoder.layer
+    wrong = [i for i in layers if not 0 <= i < len(stack)]
+    if wrong or not layers:
+        raise ConfigError(f"text layers {list(layers)} do not exist: the encoder has layers 0 to {len(stack) - 1}")
+    encoder.encoder.layer = nn.ModuleList([stack[i] for i in layers])
+    encoder.config.num_hidden_layers = len(layers)
+
+
+def encoder_config_bytes(encoder: Any) -> bytes:
+    """The encoder's configuration as JSON, for a blueprint's assets."""
+    return json.dumps(encoder.config.to_dict(), sort_keys=True, default=str).encode()
+
+
+class SmallTextTrunk(nn.Module):
+    """open_clip's causal text transformer, pooled at its end-of-text token: tokens [B, L] → [B, width]."""
+
+    def __init__(
+        self, *, vocabulary: int, context_length: int, width: int, layers: int, heads: int, eos_id: int, pad_id: int
+    ) -> None:
+        super().__init__()
+        from open_clip.transformer import TextTransformer
+
+        if width % heads:
+            raise ConfigError(f"text width {width} is not divisible by its {heads} heads")
+        self.transformer = TextTransformer(
+            context_length=context_length,
+            vocab_size=vocabulary,
+            width=width,
+            heads=heads,
+            layers=layers,
+            output_dim=None,
+            pool_type="eos",
+            eos_id=eos_id,
+            pad_id=pad_id,
+            proj_type="none",
+        )
+
+    def forward(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        out: Tensor = self.transformer(tokens["input_ids"])
+        return out
+
+
+class TableTokenizer:
+    """Looks strings up in a fixed list: the text side of a model that has stored class texts only."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = tuple(texts)
+        self._row = {text: i for i, text in enumerate(self.texts)}
+        if len(self._row) != len(self.texts):
+            raise ModelError("a table of texts names one string twice")
+
+    @property
+    def context_length(self) -> int:
+        return 1
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Ints]:
+        missing = [text for text in texts if text not in self._row]
+        if missing:
+            raise UnsupportedError(
+                f"this model has no text tower, only {len(self.texts)} stored texts; '{missing[0]}' is not among them "
+                f"(the first is '{self.texts[0] if self.texts else ''}'): pour it with the teacher, or use its wording"
+            )
+        return {"row": np.array([[self._row[text]] for text in texts], dtype=np.int64).reshape(-1, 1)}
+
+    def assets(self) -> dict[str, bytes]:
+        return {"texts.json": json.dumps(list(self.texts), ensure_ascii=False).encode()}
+
+
+class TableTextTrunk(nn.Module):
+    """Stored text vectors by row: tokens [B, 1] → [B, D]. Not trained."""
+
+    vectors: Tensor
+
+    def __init__(self, vectors: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("vectors", vectors.float())
+
+    def forward(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        return self.vectors[tokens["row"][:, 0]]
