@@ -1,8 +1,8 @@
 """What evaluation returns: frozen records with figures, their intervals, and the per-item values behind them.
 
-Every proportion is a fraction from 0 to 1. Each result offers ``figures()``, a flat ``name -> Figure`` mapping from which
-retention, CSV rows and tables are made, and ``to_dict()``, plain JSON values (NaN becomes null). Per-item values (field
-``items``) are left out of ``to_dict()``: they serve paired comparisons while the process lives.
+Every proportion is a fraction from 0 to 1. Each result offers ``figures()``, a flat ``name -> Figure`` mapping from
+which retention, CSV rows and tables are made, and ``to_dict()``, plain JSON values (NaN becomes null). Per-item values
+(field ``items``) are left out of ``to_dict()``: they serve paired comparisons while the process lives.
 """
 
 from __future__ import annotations
@@ -37,14 +37,22 @@ class Result(Protocol):
     """What every result offers to tables, reports and retention."""
 
     @property
-    def model(self) -> str: ...
+    def model(self) -> str:
+        """Name of the model."""
+        ...
 
     @property
-    def dataset(self) -> str: ...
+    def dataset(self) -> str:
+        """Name of the data set."""
+        ...
 
-    def figures(self) -> dict[str, Figure]: ...
+    def figures(self) -> dict[str, Figure]:
+        """Flat ``name -> Figure``."""
+        ...
 
-    def to_dict(self) -> dict[str, object]: ...
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +77,11 @@ class CalibrationBins:
 class ZeroShotResult:
     """Classification of one data set by one model.
 
-    ``confusion[i, j]`` counts items of class i predicted as j (an exact tie is split evenly, so entries may be fractions).
-    ``predicted[i]`` and ``confidence[i]`` belong to ``items.keys[i]`` (first class among exact ties; softmax probability).
-    ``base``/``novel``/``harmonic_mean``: base images among base classes, novel among novel (CoOp's protocol), or None.
-    ``prediction_entropy``: entropy of the predicted-class histogram / ln(classes); near 0 = collapsed onto few classes.
+    ``confusion[i, j]`` counts items of class i predicted as j (an exact tie is split evenly, so entries may be
+    fractions). ``predicted[i]`` and ``confidence[i]`` belong to ``items.keys[i]`` (first class among exact ties;
+    softmax probability). ``base``/``novel``/``harmonic_mean``: base images among base classes, novel among novel
+    (CoOp's protocol), or None. ``prediction_entropy``: entropy of the predicted-class histogram / ln(classes); near 0 =
+    collapsed onto few classes.
     """
 
     model: str
@@ -100,6 +109,7 @@ class ZeroShotResult:
     items: Items = Items()
 
     def figures(self) -> dict[str, Figure]:
+        """Flat ``name -> Figure``."""
         out = {
             "top1": self.top1,
             "top5": self.top5,
@@ -114,6 +124,7 @@ class ZeroShotResult:
         return out
 
     def to_dict(self) -> dict[str, object]:
+        """Plain JSON values, without per-item values."""
         return _record(self)
 
 
@@ -131,9 +142,10 @@ class RetrievalExample:
 class RetrievalResult:
     """Image-text retrieval in both directions.
 
-    ``i2t`` and ``t2i`` map ``hit@k`` (any relevant item among the first k: the "R@k" of the literature), ``recall@k`` (true
-    recall), ``precision@k``, ``ndcg@k``, ``mrr``, ``map``, and ``result_entropy``/``coverage`` (diversity of the top 10) to
-    figures. ``mean_recall``: mean of hit@1, hit@5, hit@10 over both directions, the name the field gives that mean.
+    ``i2t`` and ``t2i`` map ``hit@k`` (any relevant item among the first k: the "R@k" of the literature), ``recall@k``
+    (true recall), ``precision@k``, ``ndcg@k``, ``mrr``, ``map``, and ``result_entropy``/``coverage`` (diversity of the
+    top 10) to figures. ``mean_recall``: mean of hit@1, hit@5, hit@10 over both directions, the name the field gives
+    that mean.
     """
 
     model: str
@@ -149,12 +161,14 @@ class RetrievalResult:
     items: Items = Items()
 
     def figures(self) -> dict[str, Figure]:
+        """Flat ``name -> Figure``."""
         out = {"mean_recall": self.mean_recall}
         out.update({f"i2t/{name}": figure for name, figure in self.i2t.items()})
         out.update({f"t2i/{name}": figure for name, figure in self.t2i.items()})
         return out
 
     def to_dict(self) -> dict[str, object]:
+        """Plain JSON values, without per-item values."""
         return _record(self)
 
 
@@ -176,6 +190,7 @@ class ShiftResult:
     gap: Figure | None = None
 
     def figures(self) -> dict[str, Figure]:
+        """Flat ``name -> Figure``."""
         out = {"mean": self.mean, "worst": self.worst}
         if self.reference is not None and self.gap is not None:
             out.update(reference=self.reference, gap=self.gap)
@@ -183,6 +198,7 @@ class ShiftResult:
         return out
 
     def to_dict(self) -> dict[str, object]:
+        """Plain JSON values, without per-item values."""
         return _record(self)
 
 
@@ -203,12 +219,14 @@ class RobustnessResult:
     failures: tuple[Failure, ...] = ()
 
     def figures(self) -> dict[str, Figure]:
+        """Flat ``name -> Figure``."""
         out = {"clean": self.clean, "mean": self.mean, "relative": self.relative}
         for corruption, cells in self.table.items():
             out.update({f"{corruption}/{strength}": figure for strength, figure in cells.items()})
         return out
 
     def to_dict(self) -> dict[str, object]:
+        """Plain JSON values, without per-item values."""
         return _record(self)
 
 
@@ -216,8 +234,8 @@ class RobustnessResult:
 class AgreementResult:
     """How alike student and teacher behave on the same images; each uses its own class vectors and its own scale.
 
-    ``top1``: same first class. ``top5``: share of the five best classes in common. ``kl``: KL(teacher || student) in nats
-    per image. ``neighbours``: share of the 10 nearest images in common. ``cka``: linear CKA of the image vectors.
+    ``top1``: same first class. ``top5``: share of the five best classes in common. ``kl``: KL(teacher || student) in
+    nats per image. ``neighbours``: share of the 10 nearest images in common. ``cka``: linear CKA of the image vectors.
     ``cosine``: mean cosine of the two vectors of an image; None where the spaces differ. The first three are None for a
     data set without class names.
     """
@@ -235,17 +253,20 @@ class AgreementResult:
     failures: tuple[Failure, ...] = ()
 
     def figures(self) -> dict[str, Figure]:
+        """Flat ``name -> Figure``."""
         named = {"top1": self.top1, "top5": self.top5, "kl": self.kl, "cosine": self.cosine}
         out = {name: figure for name, figure in named.items() if figure is not None}
         return out | {"neighbours": self.neighbours, "cka": self.cka}
 
     def to_dict(self) -> dict[str, object]:
+        """Plain JSON values, without per-item values."""
         return _record(self)
 
 
 @dataclass(frozen=True, slots=True)
 class RetentionRow:
-    """One figure kept: ``ratio`` = student / teacher (1 = all kept), with a paired interval where items could be paired."""
+    """One figure kept: ``ratio`` = student / teacher (1 = all kept); its interval is paired where items could be
+    paired."""
 
     kind: str
     dataset: str
@@ -271,6 +292,7 @@ class RetentionResult:
         raise KeyError(f"no retention of {kind} {measure!r} on {dataset!r}")
 
     def to_dict(self) -> dict[str, object]:
+        """Plain JSON values, without per-item values."""
         return _record(self)
 
 
