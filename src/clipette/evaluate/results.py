@@ -265,8 +265,7 @@ class AgreementResult:
 
 @dataclass(frozen=True, slots=True)
 class RetentionRow:
-    """One figure kept: ``ratio`` = student / teacher (1 = all kept); its interval is paired where items could be
-    paired."""
+    """One figure kept: ``ratio`` = student / teacher (1 = all kept); the interval is paired where items could be."""
 
     kind: str
     dataset: str

@@ -48,8 +48,7 @@ def reliability(confidence: Doubles, correct: Doubles, bins: int = 15) -> Reliab
 
 
 def expected_calibration_error(confidence: Doubles, correct: Doubles, bins: int = 15) -> float:
-    """ECE = sum_b (n_b / N) |accuracy_b - confidence_b| over equal bins, in 0..1 (Guo et al., ICML 2017). NaN if N =
-    0."""
+    """ECE = sum_b (n_b / N) |accuracy_b - confidence_b| over equal bins, in 0..1; NaN if N = 0 (Guo et al., 2017)."""
     if not len(confidence):
         return float("nan")
     table = reliability(confidence, correct, bins)

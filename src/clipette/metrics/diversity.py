@@ -10,8 +10,7 @@ from clipette.types import Ints
 
 
 def normalised_entropy(counts: Reals) -> float:
-    """-sum_i p_i ln p_i / ln n, p = counts / sum, in 0..1: 1 = all n alike, 0 = one takes all. NaN if empty or n <
-    2."""
+    """-sum_i p_i ln p_i / ln n, p = counts / sum: 1 = all n alike, 0 = one takes all; NaN if empty or n < 2."""
     total = float(counts.sum())
     if len(counts) < 2 or total <= 0:
         return float("nan")

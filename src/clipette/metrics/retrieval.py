@@ -244,8 +244,7 @@ def average_precision(ranks: TiedRanks) -> Doubles:
 
 
 def ndcg_at(ranks: TiedRanks, k: int) -> Doubles:
-    """DCG / ideal DCG over the first k [Q]; binary gains, discount 1 / log2(rank + 1). Jarvelin and Kekalainen,
-    2002."""
+    """DCG / ideal DCG over the first k [Q]; binary gains, discount 1 / log2(rank + 1). Jarvelin and Kekalainen."""
     depth = min(k, ranks.items)
     discount = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, depth + 2)))])
     reached = discount[np.minimum(ranks.above + ranks.tied, depth)] - discount[np.minimum(ranks.above, depth)]
