@@ -11,7 +11,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import hypothesis
 import pytest
+
+# The same examples every time, and no time limit on each: machines are busy.
+hypothesis.settings.register_profile("clipette", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("clipette")
 
 PROJECT = Path(__file__).resolve().parents[1]
 

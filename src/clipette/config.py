@@ -1,0 +1,366 @@
+"""Strict typed YAML: an unknown key is an error that names the nearest known one, the file and the line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
+
+import pydantic
+import yaml
+
+from clipette.errors import ConfigError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+M = TypeVar("M", bound=pydantic.BaseModel)
+KeyPath: TypeAlias = "tuple[str | int, ...]"
+
+
+class StrictModel(pydantic.BaseModel):
+    """Base of every recipe section: unknown keys are refused, values cannot be changed, NaN and infinity are errors."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+# ---------------------------------------------------------------- YAML as people mean it
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with two traps of version 1.1 removed: ``1e-3`` is a number, ``no`` and ``on`` are words."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``_Loader`` reads back: the same scalars need quotes."""
+
+
+_FLOAT = re.compile(r"[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|nan))")
+_BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)")
+_DROPPED = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
+
+
+def _set_resolvers(kind: type[_Loader] | type[_Dumper]) -> None:
+    kind.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in rules if tag not in _DROPPED]
+        for first, rules in kind.yaml_implicit_resolvers.items()
+    }
+    kind.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^{_FLOAT.pattern}$"), list("-+0123456789."))
+    kind.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(f"^{_BOOL.pattern}$"), list("tTfF"))
+
+
+_set_resolvers(_Loader)
+_set_resolvers(_Dumper)
+
+
+def parse_yaml(text: str, where: str = "YAML") -> tuple[Any, dict[KeyPath, int]]:
+    """The value of a YAML text, and the line (from 1) of each key path.
+
+    Raises ``ConfigError`` on a syntax error or a key given twice, with the line.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        lines: dict[KeyPath, int] = {}
+        _collect_lines(node, (), lines, where)
+        return (None if node is None else loader.construct_document(node)), lines
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{where}{line}: not valid YAML: {error.problem or error}; mend that line") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from None
+    except ValueError as error:  # a value tagged as what it is not, for example !!int x
+        raise ConfigError(f"{where}: not valid YAML: {error}") from None
+    finally:
+        loader.dispose()
+
+
+def _collect_lines(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], where: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = (*path, str(key.value))
+            line = key.start_mark.line + 1
+            if inner in lines and key.tag != "tag:yaml.org,2002:merge":
+                raise ConfigError(
+                    f"{where}:{line}: key {dotted(inner)!r} is given twice (first on line {lines[inner]}); keep one"
+                )
+            lines[inner] = line
+            _collect_lines(value, inner, lines, where)
+    elif isinstance(node, yaml.SequenceNode):
+        for position, value in enumerate(node.value):
+            lines[(*path, position)] = value.start_mark.line + 1
+            _collect_lines(value, (*path, position), lines, where)
+
+
+def dotted(path: KeyPath) -> str:
+    """``("a", 0, "b")`` as people write it: ``a.0.b``."""
+    return ".".join(str(part) for part in path)
+
+
+# ---------------------------------------------------------------- reading and writing
+
+
+def load_yaml(model: type[M], source: Path | str, overrides: Sequence[str] = ()) -> M:
+    """Read and check one YAML document, with ``--set``-style overrides.
+
+    ``source``: a path, or a string ending in ``.yaml``/``.yml``, is a file; any other string is YAML text.
+    ``overrides``: ``"a.b=value"``, the value parsed as YAML, applied in order; ``a.0.b`` reaches into a list.
+
+    Raises ``ConfigError``: missing file, syntax error (with its line), unknown key (naming the nearest known one),
+    wrong type or missing key: one line per error, all of them at once.
+    """
+    text, where = _read(source)
+    data, lines = parse_yaml(text, where)
+    data = {} if data is None else data
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{where}: expected keys and values at the top, found {_kind(data)}; write `key: value` lines"
+        )
+    overridden = [apply_override(data, override) for override in overrides]
+    return validate(model, data, where=where, lines=lines, overridden=overridden)
+
+
+def validate(
+    model: type[M],
+    data: Mapping[str, object],
+    *,
+    where: str,
+    lines: Mapping[KeyPath, int] | None = None,
+    overridden: Sequence[KeyPath] = (),
+) -> M:
+    """``model`` of plain data; ``ConfigError`` with one line per error. ``where`` and ``lines`` only serve messages."""
+    try:
+        # JSON mode is strict about types ("64" is no number) but lets lists be tuples and strings be paths.
+        return model.model_validate_json(json.dumps(data, allow_nan=True), strict=True)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}; use only text, numbers, true/false, lists and keys") from None
+    except pydantic.ValidationError as error:
+        messages = []
+        for problem in error.errors(include_url=False):
+            path = _data_path(data, problem["loc"], missing=problem["type"] == "missing")
+            messages.append(f"{_origin(path, where, lines or {}, overridden)}: {_explain(model, problem, path)}")
+        raise ConfigError("\n".join(dict.fromkeys(messages))) from None
+
+
+def apply_override(data: dict[str, Any], override: str) -> KeyPath:
+    """Apply one ``a.b=value`` to nested data, making absent levels; the key path that was set.
+
+    Raises ``ConfigError`` where there is no ``=`` or the path runs through a value that has no keys.
+    """
+    name, equals, text = override.partition("=")
+    parts = name.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override!r}: expected key=value, for example --set train.steps=100")
+    value, _ = parse_yaml(text, f"--set {name}")
+    path: list[str | int] = []
+    here: Any = data
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(here, dict):
+            path.append(part)
+            if last:
+                here[part] = value
+            elif here.get(part) is None:
+                here[part] = {}
+            here = here[part]
+        elif isinstance(here, list) and part.lstrip("-").isdigit() and -len(here) <= int(part) < len(here):
+            position = int(part) % len(here)
+            path.append(position)
+            if last:
+                here[position] = value
+            here = here[position]
+        elif isinstance(here, list):
+            raise ConfigError(
+                f"--set {name}: {dotted(tuple(path))} is a list of {len(here)}; {part!r} is no place in it"
+            )
+        else:
+            raise ConfigError(f"--set {name}: {dotted(tuple(path))} is {_kind(here)}, which has no keys")
+    return tuple(path)
+
+
+def dump_yaml(model: pydantic.BaseModel) -> str:
+    """YAML that ``load_yaml`` reads back to an equal model; keys in the order of the fields."""
+    data = model.model_dump(mode="json")
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name (as given on the command line) to file of the recipes in the package."""
+    return {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in sorted(RECIPES.rglob("*.yaml"))}
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A recipe's file: a path that exists, or the name of a shipped recipe.
+
+    Raises ``ConfigError`` naming the nearest shipped recipe.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    near = nearest(str(name), shipped)
+    hint = f"did you mean {near!r}?" if near else "`clipette recipes` lists those that are shipped"
+    raise ConfigError(f"{name}: no such recipe file, and no shipped recipe of that name; {hint}")
+
+
+def nearest(word: str, known: Sequence[str] | Mapping[str, object]) -> str | None:
+    """The known word that a misspelt one probably meant, or None."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def _read(source: Path | str) -> tuple[str, str]:
+    if isinstance(source, str) and not ("\n" not in source and source.endswith((".yaml", ".yml"))):
+        return source, "YAML"
+    path = Path(source)
+    try:
+        return path.read_text(encoding="utf-8"), str(path)
+    except FileNotFoundError:
+        beside = [other.name for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        near = nearest(path.name, beside)
+        hint = f"did you mean {path.parent / near}?" if near else "check the path"
+        raise ConfigError(f"{path}: no such file; {hint}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+# ---------------------------------------------------------------- messages
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, str):
+        return f"the text {value[:40]!r}"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    if isinstance(value, dict):
+        return "keys and values"
+    return "nothing" if value is None else f"the value {json.dumps(value)}"
+
+
+def _data_path(data: object, loc: Sequence[str | int], *, missing: bool) -> KeyPath:
+    """Pydantic's location without the tags of unions, which are in no file."""
+    path: list[str | int] = []
+    here: Any = data
+    for position, part in enumerate(loc):
+        last = position == len(loc) - 1
+        in_dict = isinstance(here, dict) and part in here
+        in_list = isinstance(here, list) and isinstance(part, int) and part < len(here)
+        if in_dict or in_list:
+            path.append(part)
+            here = here[part]
+        elif last and missing:
+            path.append(part)
+    return tuple(path)
+
+
+def _origin(path: KeyPath, where: str, lines: Mapping[KeyPath, int], overridden: Sequence[KeyPath]) -> str:
+    for start in reversed(overridden):
+        if path[: len(start)] == start or start[: len(path)] == path != ():
+            return f"--set {dotted(start)}"
+    known = path
+    while known and known not in lines:
+        known = known[:-1]
+    return f"{where}:{lines[known]}" if known else where
+
+
+def _explain(model: type[pydantic.BaseModel], problem: Any, path: KeyPath) -> str:
+    name = dotted(path)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {name!r}; {_hint(model, problem['loc'])}"
+    if problem["type"] == "missing":
+        return f"key {name!r} is missing; add it"
+    message = problem["msg"]
+    if problem["type"] in ("value_error", "assertion_error"):
+        message = message.partition(", ")[2]
+    else:
+        message = message[0].lower() + message[1:]
+        message = message.replace("input should be", "expected").replace("a valid integer", "a whole number")
+        message += f", found {_kind(problem['input'])}"
+    return f"{name}: {message}" if name else message
+
+
+def _hint(model: type[pydantic.BaseModel], loc: Sequence[str | int]) -> str:
+    key = str(loc[-1])
+    models = _models_at(model, loc[:-1])
+    known = list(dict.fromkeys(name for found in models for name in _keys(found)))
+    near = nearest(key, known)
+    if near:
+        return f"did you mean {near!r}?"
+    elsewhere = [dotted(place) for place in _places(model) if place[-1] == key]
+    if elsewhere:
+        return f"it belongs at {' or '.join(repr(place) for place in elsewhere[:3])}"
+    return f"known keys here: {', '.join(known) or 'none'}"
+
+
+def _keys(model: type[pydantic.BaseModel]) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield field.alias or name
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The plain types inside an annotation: through Annotated, Optional and unions."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for inner in get_args(annotation):
+            yield from _members(inner)
+    else:
+        yield annotation
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
+
+
+def _items(kind: Any) -> list[Any]:
+    """What a container holds: the values of a mapping, the items of a sequence."""
+    arguments = [argument for argument in get_args(kind) if argument is not Ellipsis]
+    origin = get_origin(kind)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        arguments = arguments[1:]
+    elif origin is Literal:
+        arguments = []
+    return [member for argument in arguments for member in _members(argument)]
+
+
+def _tagged(model: type[pydantic.BaseModel], tag: str | int) -> bool:
+    """Whether a union's tag in pydantic's location means this model: by its name or a literal field."""
+    return tag == model.__name__ or any(tag in get_args(field.annotation) for field in model.model_fields.values())
+
+
+def _models_at(model: type[pydantic.BaseModel], loc: Sequence[str | int]) -> list[type[pydantic.BaseModel]]:
+    candidates: list[Any] = [model]
+    for part in loc:
+        entered = [
+            member
+            for kind in candidates
+            if _is_model(kind)
+            for name, field in kind.model_fields.items()
+            if part in (name, field.alias)
+            for member in _members(field.annotation)
+        ]
+        chosen = [kind for kind in candidates if _is_model(kind) and _tagged(kind, part)]
+        inside = [item for kind in candidates if not _is_model(kind) for item in _items(kind)]
+        candidates = entered or chosen or inside or candidates
+    return [kind for kind in candidates if _is_model(kind)]
+
+
+def _places(model: type[pydantic.BaseModel], path: KeyPath = ()) -> Iterator[KeyPath]:
+    """Every key path of plain sections, lists and mappings left out; sections that contain themselves end."""
+    if len(path) > 6:
+        return
+    for name, field in model.model_fields.items():
+        inner = (*path, field.alias or name)
+        yield inner
+        for member in _members(field.annotation):
+            if _is_model(member):
+                yield from _places(member, inner)
