@@ -1,0 +1,1 @@
+"""Where teacher meets student: pour, pretrain and distil."""

@@ -1,0 +1,193 @@
+"""Loss terms by name: which tensors each reads, and how it calls the losses room.
+
+A recipe's ``loss`` is a weighted sum of these. Adding a term is one function here or in ``losses/`` and one line in
+``TERMS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from clipette.errors import ConfigError
+from clipette.losses import contrastive, features, logits
+
+Tensors: TypeAlias = Mapping[str, Tensor]
+Options: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss term.
+
+    ``needs``: names of tensors among ``student_image``, ``student_text``, ``teacher_image``, ``teacher_text``,
+    ``student_classes``, ``teacher_classes``, ``labels``. ``same_width``: sides (``image``, ``text``) whose student and
+    teacher vectors are compared directly, so that an adapter is put between differing widths. ``options``: what a
+    recipe may set beside the weight, with defaults.
+    """
+
+    call: Callable[[Tensors, Options], Tensor]
+    needs: frozenset[str]
+    same_width: frozenset[str] = frozenset()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _scales(t: Tensors) -> dict[str, Tensor]:
+    return {name: t[name] for name in ("student_scale", "teacher_scale", "student_bias", "teacher_bias")}
+
+
+def _pairs(t: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return t["student_image"], t["student_text"], t["teacher_image"], t["teacher_text"]
+
+
+def _classes(t: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return t["student_image"], t["teacher_image"], t["student_classes"], t["teacher_classes"]
+
+
+def _clip(t: Tensors, o: Options) -> Tensor:
+    return contrastive.clip_loss(t["student_image"], t["student_text"], scale=t["student_scale"], ids=t["ids"])
+
+
+def _siglip(t: Tensors, o: Options) -> Tensor:
+    return contrastive.siglip_loss(
+        t["student_image"], t["student_text"], scale=t["student_scale"], bias=t["student_bias"], ids=t["ids"]
+    )
+
+
+def _image_to_teacher(t: Tensors, o: Options) -> Tensor:
+    scale = 1.0 / o["temperature"]
+    return contrastive.image_to_teacher(t["adapted_image"], t["teacher_image"], scale=scale, ids=t["ids"])
+
+
+def _interactive(t: Tensors, o: Options) -> Tensor:
+    return contrastive.interactive_contrastive(
+        t["adapted_image"],
+        t["adapted_text"],
+        t["teacher_image"],
+        t["teacher_text"],
+        scale=t["student_scale"],
+        ids=t["ids"],
+    )
+
+
+def _labels_ce(t: Tensors, o: Options) -> Tensor:
+    known = t["labels"] >= 0
+    image = t["student_image"][known]
+    if not len(image):
+        return t["student_image"].sum() * 0.0
+    return logits.class_text_ce(
+        image, t["student_classes"], t["labels"][known], scale=t["student_scale"], bias=t["student_bias"]
+    )
+
+
+PAIRS = frozenset({"student_image", "student_text", "teacher_image", "teacher_text"})
+CLASSES = frozenset({"student_image", "teacher_image", "student_classes", "teacher_classes"})
+BOTH = frozenset({"image", "text"})
+
+TERMS: dict[str, Term] = {
+    "clip": Term(_clip, frozenset({"student_image", "student_text"})),
+    "siglip": Term(_siglip, frozenset({"student_image", "student_text"})),
+    "image_cosine": Term(
+        lambda t, o: features.cosine(t["adapted_image"], t["teacher_image"]),
+        frozenset({"student_image", "teacher_image"}),
+        frozenset({"image"}),
+    ),
+    "text_cosine": Term(
+        lambda t, o: features.cosine(t["adapted_text"], t["teacher_text"]),
+        frozenset({"student_text", "teacher_text"}),
+        frozenset({"text"}),
+    ),
+    "image_mse": Term(
+        lambda t, o: features.mse(t["adapted_image"], t["teacher_image"]),
+        frozenset({"student_image", "teacher_image"}),
+        frozenset({"image"}),
+    ),
+    "text_mse": Term(
+        lambda t, o: features.mse(t["adapted_text"], t["teacher_text"]),
+        frozenset({"student_text", "teacher_text"}),
+        frozenset({"text"}),
+    ),
+    "image_to_teacher": Term(
+        _image_to_teacher,
+        frozenset({"student_image", "teacher_image"}),
+        frozenset({"image"}),
+        {"temperature": 0.07},
+    ),
+    "interactive": Term(_interactive, PAIRS, BOTH),
+    "in_batch_kl": Term(
+        lambda t, o: logits.in_batch_kl(*_pairs(t), **_scales(t), temperature=o["temperature"]),
+        PAIRS,
+        options={"temperature": 1.0},
+    ),
+    "in_batch_bce": Term(
+        lambda t, o: logits.in_batch_bce(*_pairs(t), **_scales(t), subtract_entropy=True), PAIRS
+    ),
+    "distill_clip": Term(lambda t, o: logits.distill_clip_loss(*_pairs(t), **_scales(t)), PAIRS),
+    "affinity": Term(
+        lambda t, o: logits.affinity_mimicking(*_pairs(t), student_scale=o["scale"], teacher_scale=o["scale"]),
+        PAIRS,
+        options={"scale": 50.0},
+    ),
+    "class_text_kl": Term(
+        lambda t, o: logits.class_text_kl(
+            *_classes(t), **_scales(t), temperature=o["temperature"], top_k=o["top_k"]
+        ),
+        CLASSES,
+        options={"temperature": 1.0, "top_k": None},
+    ),
+    "class_text_bce": Term(
+        lambda t, o: logits.class_text_bce(*_classes(t), **_scales(t), subtract_entropy=True), CLASSES
+    ),
+    "class_text_ce": Term(_labels_ce, frozenset({"student_image", "student_classes", "labels"})),
+}
+
+
+@dataclass(frozen=True)
+class WeightedTerm:
+    """A term of a recipe: its name, weight and options."""
+
+    name: str
+    weight: float
+    options: Mapping[str, Any]
+
+    @property
+    def term(self) -> Term:
+        return TERMS[self.name]
+
+
+def read_terms(loss: Mapping[str, float | Mapping[str, Any]]) -> tuple[WeightedTerm, ...]:
+    """A recipe's ``loss`` section: ``{clip: 1, in_batch_kl: {weight: 1, temperature: 2}}``.
+
+    Raises ``ConfigError`` on an unknown term or option, an empty sum, or a weight that is not positive.
+    """
+    from difflib import get_close_matches
+
+    out = []
+    for name, value in loss.items():
+        if name not in TERMS:
+            near = get_close_matches(name, TERMS, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known terms: {', '.join(TERMS)}"
+            raise ConfigError(f"loss: unknown term '{name}'; {hint}")
+        options = dict(value) if isinstance(value, Mapping) else {"weight": value}
+        weight = float(options.pop("weight", 1.0))
+        known = TERMS[name].options
+        for option in options:
+            if option not in known:
+                raise ConfigError(
+                    f"loss.{name}: unknown option '{option}'; it takes weight" + "".join(f", {each}" for each in known)
+                )
+        if weight < 0:
+            raise ConfigError(f"loss.{name}: weight {weight} is negative")
+        if weight > 0:
+            out.append(WeightedTerm(name, weight, {**known, **options}))
+    if not out:
+        raise ConfigError("loss: no term has a weight above 0")
+    return tuple(out)
+
+
+def needs_of(terms: tuple[WeightedTerm, ...]) -> frozenset[str]:
+    """All tensors that the terms read."""
+    return frozenset().union(*(each.term.needs for each in terms))

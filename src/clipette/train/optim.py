@@ -1,0 +1,95 @@
+"""Optimiser groups, the learning-rate curve, and the moving average of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from clipette.errors import ConfigError
+from clipette.train.settings import OptimizerSettings, TrainSettings
+
+
+def _kind(name: str) -> str:
+    """Which learning rate a parameter of ``task.parts`` gets."""
+    if name.startswith("student.text.trunk."):
+        return "text"
+    if name.startswith("student.image.trunk."):
+        return "trunk"
+    return "head"
+
+
+def parameter_groups(modules: nn.Module, settings: OptimizerSettings) -> list[dict[str, object]]:
+    """Groups by (learning rate, decayed or not), in a fixed order; vectors and scalars are never decayed.
+
+    Raises ``ConfigError`` where nothing is trainable.
+    """
+    rates = {
+        "trunk": settings.lr,
+        "head": settings.lr if settings.head_lr is None else settings.head_lr,
+        "text": settings.lr if settings.text_lr is None else settings.text_lr,
+    }
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in modules.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((_kind(name), parameter.ndim >= 2), []).append(parameter)
+    if not groups:
+        raise ConfigError("nothing to train: every part of the student is frozen (train: none)")
+    return [
+        {"params": groups[key], "lr": rates[key[0]], "weight_decay": settings.weight_decay if key[1] else 0.0}
+        for key in sorted(groups)
+    ]
+
+
+def build_optimizer(modules: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """AdamW or SGD over ``parameter_groups``."""
+    groups = parameter_groups(modules, settings)
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+
+
+def rate_factor(step: int, total: int, settings: TrainSettings) -> float:
+    """The factor on every learning rate at ``step`` of ``total``.
+
+    Linear from 0 over the warm-up share, then ``min + (1 - min) · ½(1 + cos πt)``, or constant.
+    """
+    warm = max(1, round(total * settings.warmup)) if settings.warmup > 0 else 0
+    if step < warm:
+        return (step + 1) / warm
+    if settings.schedule == "constant":
+        return 1.0
+    progress = (step - warm) / max(1, total - warm)
+    return settings.min_lr + (1 - settings.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class MovingAverage:
+    """``ema ← d·ema + (1-d)·weights`` over all floating parameters and buffers, ``d = min(decay, (1+n)/(10+n))``."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.count = 0
+        self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        self.count += 1
+        decay = min(self.decay, (1 + self.count) / (10 + self.count))
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                self.state[name].lerp_(value, 1 - decay)
+            else:
+                self.state[name].copy_(value)
+
+    def load(self, state: Mapping[str, Tensor], count: int) -> None:
+        self.count = count
+        for name, value in state.items():
+            self.state[name].copy_(value)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> float:
+    """Scale gradients so that their global norm is at most ``limit``; returns the norm before."""
+    with_gradients = [p for p in parameters if p.grad is not None]
+    return float(torch.nn.utils.clip_grad_norm_(with_gradients, limit if limit is not None else math.inf))
