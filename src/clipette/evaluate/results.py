@@ -57,10 +57,16 @@ class Result(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Per-item values, for paired bootstraps between two models: ``values[name][i]`` belongs to ``keys[i]``."""
+    """What stands behind the figures, item by item, so that two models can be compared on the same items.
+
+    Item i is ``keys[i]``; ``sums[name][i]`` is the sum of measure ``name`` over its queries and ``counts[name][i]``
+    their number (5 for an image with five captions, 0 where the item does not take part): figure = sums.sum() /
+    counts.sum().
+    """
 
     keys: tuple[str, ...] = ()
-    values: Mapping[str, Doubles] = field(default_factory=dict)
+    sums: Mapping[str, Doubles] = field(default_factory=dict)
+    counts: Mapping[str, Doubles] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +84,10 @@ class ZeroShotResult:
     """Classification of one data set by one model.
 
     ``confusion[i, j]`` counts items of class i predicted as j (an exact tie is split evenly, so entries may be
-    fractions). ``predicted[i]`` and ``confidence[i]`` belong to ``items.keys[i]`` (first class among exact ties;
-    softmax probability). ``base``/``novel``/``harmonic_mean``: base images among base classes, novel among novel
-    (CoOp's protocol), or None. ``prediction_entropy``: entropy of the predicted-class histogram / ln(classes); near 0 =
-    collapsed onto few classes.
+    fractions); None above 200 classes. ``predicted[i]`` and ``confidence[i]`` belong to ``items.keys[i]`` (first class
+    among exact ties; softmax probability). ``base``/``novel``/``harmonic_mean``: base images among base classes, novel
+    among novel (CoOp's protocol), or None. ``prediction_entropy``: entropy of the predicted-class histogram /
+    ln(classes); near 0 = collapsed onto few classes.
     """
 
     model: str
@@ -96,7 +102,7 @@ class ZeroShotResult:
     prediction_entropy: Figure
     per_class: dict[str, float | None]
     by_domain: dict[str, Figure]
-    confusion: Doubles
+    confusion: Doubles | None
     calibration: CalibrationBins
     labels: Ints
     predicted: Ints
@@ -344,13 +350,14 @@ def _row(model: str, kind: str, dataset: str, measure: str, figure: Figure) -> R
     return dict(zip(ROW_COLUMNS, values, strict=True))  # type: ignore[arg-type]
 
 
-_LIVE_ONLY = frozenset({"items"})
+_LIVE_ONLY = frozenset({"items", "labels", "predicted", "confidence"})
 
 
 def _record(value: object) -> dict[str, object]:
     if not is_dataclass(value):
         raise TypeError(f"not a record: {type(value).__name__}")
-    return {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.name not in _LIVE_ONLY}
+    live = _LIVE_ONLY if isinstance(value, ZeroShotResult | RetrievalResult) else frozenset()
+    return {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.name not in live}
 
 
 def plain(value: object) -> object:
