@@ -37,7 +37,7 @@ class Recipe(StrictModel):
     folder: Path | None = None
     optimiser: Optimiser = Optimiser()
     losses: tuple[Annotated[Kl | Cosine, Field(discriminator="kind")], ...] = ()
-    weights: dict[str, float] = {}
+    weights: dict[str, float] = Field(default_factory=dict)
 
     @field_validator("steps")
     @classmethod

@@ -1,1 +1,64 @@
-"""Clipette: draws what a large vision-language model knows into a small one."""
+"""Clipette: draws what a large vision-language model knows into a small one, and measures what was kept.
+
+The verbs of the command line are functions here, loaded when first used (importing ``clipette`` imports no PyTorch)::
+
+    import clipette
+
+    encoder = clipette.load("runs/student")
+    vectors = encoder.encode_images(["photo.jpg"])
+
+``load``, ``pour``, ``pretrain``, ``distill``, ``evaluate``, ``compare``, ``classify``, ``demo``, ``doctor``.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipette.health import doctor
+    from clipette.resolve import resolve as load
+    from clipette.verbs import classify, compare, demo, distill, evaluate, pour, pretrain
+
+__all__ = ["classify", "compare", "demo", "distill", "doctor", "evaluate", "load", "pour", "pretrain"]
+
+# Public name -> (module, name there).
+_PUBLIC = {
+    "load": ("clipette.resolve", "resolve"),
+    "doctor": ("clipette.health", "doctor"),
+    **{
+        verb: ("clipette.verbs", verb)
+        for verb in ("pour", "pretrain", "distill", "evaluate", "compare", "classify", "demo")
+    },
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'clipette' has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
+
+
+class _Room(ModuleType):
+    """A room that shares its name with a verb: calling it is the verb."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return __getattr__(self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+
+class _Package(ModuleType):
+    # Importing the room `clipette.evaluate` makes Python bind it to this package, over the verb of the same name.
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _PUBLIC and isinstance(value, ModuleType):
+            value.__class__ = _Room
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -193,6 +193,12 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in sorted(RECIPES.rglob("*.yaml"))}
 
 
+def describe_recipes() -> dict[str, str]:
+    """Name of each shipped recipe to its first comment line, which says what it is."""
+    lines = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in shipped_recipes().items()}
+    return {name: line.lstrip("# ") if line.startswith("#") else "" for name, line in lines.items()}
+
+
 def find_recipe(name: str | Path) -> Path:
     """A recipe's file: a path that exists, or the name of a shipped recipe.
 

@@ -1,0 +1,30 @@
+"""``clipette compare``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from clipette.cli.options import BatchSize, Data, Device, Out, Templates, print_result
+
+EXAMPLES = """\
+clipette compare runs/teacher runs/student --data wds:test.tar --out reports/compare
+clipette compare open_clip:ViT-L-14/openai open_clip:ViT-B-32/openai --data folder:pets --out reports/two"""
+
+
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Two models or more; the first is what others are measured by.")],
+    data: Data,
+    out: Out,
+    templates: Templates = "openai80",
+    batch_size: BatchSize = 64,
+    device: Device = None,
+) -> None:
+    """Put models side by side: cost, speed, quality.
+
+    Parameters, GMACs, size on disk, latency, throughput, speed-up and compression, and the figures of `evaluate`.
+    """
+    from clipette import verbs
+
+    print_result(verbs.compare(models, data, templates=templates, out=out, batch_size=batch_size, device=device))

@@ -1,0 +1,49 @@
+"""``clipette distill``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipette.cli.options import Dev, Device, Overrides, Resume, TrainingData
+
+EXAMPLES = """\
+clipette distill recipe.yaml --store stores/teacher --data wds:train.tar --out runs/student
+clipette distill recipe.yaml --teacher runs/teacher --data wds:train.tar --out runs/student --set train.seed=1
+clipette distill recipe.yaml --teacher runs/teacher --teacher-online --data folder:photos --out runs/online"""
+
+
+def distill(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The run directory.")],
+    recipe: Annotated[str | None, typer.Argument(help="A YAML file, or a name from `clipette recipes`.")] = None,
+    teacher: Annotated[str | None, typer.Option(metavar="REF", help="The teacher; poured first if need be.")] = None,
+    data: TrainingData = None,
+    dev: Dev = None,
+    student: Annotated[str | None, typer.Option(metavar="REF", help="The student, in place of the recipe's.")] = None,
+    store: Annotated[Path | None, typer.Option(metavar="DIR", help="A store that `clipette pour` wrote.")] = None,
+    teacher_online: Annotated[
+        bool, typer.Option("--teacher-online", help="Run the teacher in the loop: slower, for comparison.")
+    ] = False,
+    overrides: Overrides = None,
+    resume: Resume = True,
+    device: Device = None,
+) -> None:
+    """Train a student on a teacher's stored outputs."""
+    from clipette import verbs
+
+    run = verbs.distill(
+        recipe,
+        teacher=teacher,
+        data=data,
+        dev=dev,
+        student=student,
+        store=store,
+        teacher_online=teacher_online,
+        overrides=overrides or [],
+        out=out,
+        resume=resume,
+        device=device,
+    )
+    typer.echo(str(run))
