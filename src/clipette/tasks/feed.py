@@ -91,8 +91,8 @@ class FeedPlan:
 
     ``preprocess``: the student's. ``tokenizer``: where captions are encoded in the loop. ``image_trunk`` [n, V, W]:
     cached outputs of a frozen image trunk for V fixed views (then no pixels are read); ``text_trunk`` [captions, W]
-    and ``text_fixed`` [captions, D]: cached outputs of a frozen text trunk or tower. ``teacher_preprocess``: for an
-    online teacher.
+    and ``text_fixed`` [captions, D]: cached outputs of a frozen text trunk or tower. ``teacher_preprocess``,
+    ``teacher_tokenizer``: for an online teacher.
     """
 
     batch_size: int
@@ -108,6 +108,7 @@ class FeedPlan:
     text_trunk: Tensor | None = None
     text_fixed: Tensor | None = None
     teacher_preprocess: Preprocess | None = None
+    teacher_tokenizer: Tokenizer | None = None
     threads: int = 2
     cache_mb: int = 3000
     settings: DecodeSettings = DecodeSettings()
@@ -175,6 +176,7 @@ class Feed:
         inputs: dict[str, Tensor] = {}
         targets: dict[str, Tensor] = {}
         tokens: dict[str, Tensor] = {}
+        teacher_tokens: dict[str, Tensor] = {}
         if self.plan.image_trunk is not None:
             views = self.plan.image_trunk.shape[1]
             chosen = np.array([self._hash("trunk view", epoch, p) % views for p in positions], dtype=np.int64)
@@ -184,11 +186,11 @@ class Feed:
         else:
             positions = self._read_pixels(positions, epoch, inputs, targets)
         if self.plan.texts or self.plan.teacher_texts:
-            self._read_texts(positions, epoch, inputs, targets, tokens)
+            self._read_texts(positions, epoch, inputs, targets, tokens, teacher_tokens)
         targets["ids"] = torch.from_numpy(positions)
         labels = [-1 if self.samples[p].label is None else int(self.samples[p].label or 0) for p in positions]
         targets["labels"] = torch.tensor(labels, dtype=torch.int64)
-        return Batch(inputs, targets, tokens)
+        return Batch(inputs, targets, tokens, teacher_tokens)
 
     def _hash(self, what: str, epoch: int, position: int) -> int:
         return stable_hash(what, self.plan.seed, epoch, self.samples[position].key)
@@ -234,11 +236,15 @@ class Feed:
         inputs: dict[str, Tensor],
         targets: dict[str, Tensor],
         tokens: dict[str, Tensor],
+        teacher_tokens: dict[str, Tensor],
     ) -> None:
         plan = self.plan
         rows = self.captions.pick(positions, [self.samples[p].key for p in positions], plan.seed, epoch)
         index = torch.from_numpy(rows)
-        if plan.teacher_texts and self.outputs is not None:
+        texts = [self.captions.texts[r] for r in rows]
+        if plan.teacher_tokenizer is not None:
+            teacher_tokens.update({name: torch.from_numpy(v) for name, v in plan.teacher_tokenizer(texts).items()})
+        elif plan.teacher_texts and self.outputs is not None:
             targets["teacher_text"] = torch.from_numpy(self.outputs.texts(rows))
         if not plan.texts:
             return
@@ -247,8 +253,7 @@ class Feed:
         elif plan.text_trunk is not None:
             inputs["text_trunk"] = plan.text_trunk[index]
         elif plan.tokenizer is not None:
-            arrays = plan.tokenizer([self.captions.texts[r] for r in rows])
-            tokens.update({name: torch.from_numpy(value) for name, value in arrays.items()})
+            tokens.update({name: torch.from_numpy(value) for name, value in plan.tokenizer(texts).items()})
 
     def close(self) -> None:
         """Stop the threads."""

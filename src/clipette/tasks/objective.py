@@ -88,10 +88,14 @@ class Objective:
         return F.normalize(raw.float(), dim=-1)
 
     def observe(self, batch: Batch) -> dict[str, Tensor]:
-        """The online teacher's view of the same images; nothing where its outputs come from the store."""
-        if not self._teacher_model or "teacher_pixels" not in batch.inputs:
-            return {}
-        return {"teacher_image": self._teacher_model[0].encode_image(batch.inputs["teacher_pixels"])}
+        """What the online teacher says of the same views and captions; nothing where its outputs are stored."""
+        out = {}
+        for teacher in self._teacher_model:
+            if "teacher_image" in self.needs:
+                out["teacher_image"] = teacher.encode_image(batch.inputs["teacher_pixels"])
+            if "teacher_text" in self.needs:
+                out["teacher_text"] = teacher.encode_text(batch.teacher_tokens)
+        return out
 
     def loss(self, features: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> StepOutput:
         """Σ weight · term over the whole batch."""

@@ -1,0 +1,242 @@
+"""Pour once: a teacher's outputs for images, augmented views and texts, into a store."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from clipette.config import StrictModel
+from clipette.data.dataset import Dataset
+from clipette.data.images import DecodeSettings
+from clipette.data.loading import FailureLimit, map_ordered
+from clipette.data.prompts import TEMPLATES, class_prompts
+from clipette.data.views import ViewPolicy
+from clipette.errors import BadImageError, ConfigError, DataError, UnsupportedError
+from clipette.io import digest, digest_json
+from clipette.models.core import Blueprint, ImageTower, TextTower, weights_digest
+from clipette.models.inference import TorchEncoder
+from clipette.store import Plan, StoreWriter, store_path
+from clipette.tasks.pour_ranks import Group, group
+from clipette.tasks.pour_work import IMAGES, TEXTS, VIEWS, Loader, ViewLaw, Worker
+from clipette.types import Failure, Sample
+
+Wanted = list[tuple[tuple[str, ...], list[str]]]
+
+
+class PourPlan(StrictModel):
+    """What is poured and how.
+
+    ``images``: the whole image, by the teacher's own preprocessing. ``views``: K augmented views an image, drawn from
+    ``policy``. ``captions``: every caption. ``templates``: class texts, by the name of a set of templates or as
+    templates with ``{}``; None pours none. ``descriptions``: sentences of a language model for each class, poured
+    with the class texts. ``precision``: ``auto`` is bf16 on CUDA and fp32 elsewhere. ``shard_size``: samples a shard.
+    ``max_failures``: the share of samples that may fail before the pour does.
+    """
+
+    images: bool = True
+    views: int = Field(default=0, ge=0)
+    policy: ViewPolicy = ViewPolicy()
+    captions: bool = True
+    templates: str | tuple[str, ...] | None = None
+    descriptions: dict[str, list[str]] | None = None
+    batch_size: int = Field(default=64, ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    shard_size: int = Field(default=4096, ge=1)
+    decode: DecodeSettings = DecodeSettings()
+    threads: int = Field(default=2, ge=0)
+    max_failures: float = Field(default=0.1, ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class PourReport:
+    """What one call did; ``images`` and ``texts`` count what was poured now, ``failures`` all that the store records."""
+
+    path: Path
+    images: int
+    texts: int
+    failures: tuple[Failure, ...]
+    seconds: float
+
+    @property
+    def changed(self) -> bool:
+        """Whether the model ran at all."""
+        return self.images + self.texts > 0
+
+
+def pour(
+    encoder: TorchEncoder,
+    data: Dataset | Sequence[Dataset],
+    out: str | Path,
+    plan: PourPlan | None = None,
+    *,
+    seed: int = 0,
+    texts: Sequence[str] = (),
+    cache: bool = False,
+    progress: bool = True,
+) -> PourReport:
+    """Pour ``encoder``'s outputs for ``data`` into the store at ``out``; only what is missing or changed.
+
+    Killed at any moment and called again, it ends with the very files of a call that was never killed. Under
+    ``torchrun`` the ranks pour disjoint shards.
+
+    Args:
+        encoder: the teacher.
+        data: one data set or several; samples without an image bring captions only.
+        out: the store's folder; with ``cache`` the folder of stores, each under its own key.
+        plan: what and how.
+        seed: of the views.
+        texts: further texts.
+        cache: name the store's folder by its identity.
+        progress: show a bar, where a person watches.
+
+    Raises:
+        StoreError: another teacher's store, another writer, a full disk.
+        DataError: more failures than ``plan.max_failures``; one key for two images.
+        UnsupportedError: asked for images or texts of a teacher that has no such tower.
+    """
+    begun = time.monotonic()
+    plan = plan or PourPlan()
+    sets = [data] if isinstance(data, Dataset) else list(data)
+    before = encoder.precision
+    encoder.precision = _precision(plan, encoder)
+    try:
+        request = _Request.of(encoder, sets, plan, seed, texts)
+        path = store_path(out, request.identity) if cache else Path(out)
+        with group() as ranks:
+            images, texts_poured = _pour(encoder, request, path, ranks, progress=progress)
+            failures = ranks.first(lambda: _finish(encoder, request, path, images + texts_poured))
+    finally:
+        encoder.precision = before
+    return PourReport(path, images, texts_poured, failures, time.monotonic() - begun)
+
+
+def identity_of(encoder: TorchEncoder, plan: PourPlan, *, seed: int = 0) -> dict[str, Any]:
+    """Everything that changes the vectors: weights, architecture, preprocessing, decoding, precision, views."""
+    model, precision = encoder.model, _precision(plan, encoder)
+    image = None if model.image is None else _tower(model.image, precision)
+    if image is not None and model.image is not None:
+        image["preprocess"] = model.image.preprocess.to_dict()
+        image["decode"] = plan.decode.to_dict()
+    text = None if model.text is None else _tower(model.text, precision)
+    if text is not None and model.text is not None:
+        text["context_length"] = model.text.tokenizer.context_length
+    views = {"count": plan.views, "policy": plan.policy.to_dict(), "seed": seed} if plan.views else None
+    return {"encoder": {"space": encoder.space, "dim": encoder.dim}, IMAGES: image, VIEWS: views, TEXTS: text}
+
+
+def _tower(tower: ImageTower | TextTower, precision: str) -> dict[str, Any]:
+    return {"weights": weights_digest(tower), "architecture": _architecture(tower.blueprint), "precision": precision}
+
+
+def _architecture(blueprint: Blueprint) -> str:
+    """Equal weights in another architecture (another activation, another tokenizer) give other vectors."""
+    assets = {name: digest(data) for name, data in sorted(blueprint.assets.items())}
+    return digest_json([blueprint.kind, dict(blueprint.arguments), assets])
+
+
+def _precision(plan: PourPlan, encoder: TorchEncoder) -> str:
+    if plan.precision != "auto":
+        return plan.precision
+    return "bf16" if encoder.device.type == "cuda" else "fp32"
+
+
+@dataclass(frozen=True)
+class _Request:
+    """All that one call asks for, resolved."""
+
+    plan: PourPlan
+    identity: Mapping[str, Any]
+    samples: Mapping[str, Sample]
+    texts: tuple[str, ...]
+    tables: tuple[str, ...]
+    law: ViewLaw | None
+    info: Mapping[str, Any]
+
+    @staticmethod
+    def of(
+        encoder: TorchEncoder, sets: Sequence[Dataset], plan: PourPlan, seed: int, texts: Sequence[str]
+    ) -> _Request:
+        tables = ((IMAGES,) if plan.images else ()) + ((VIEWS,) if plan.views else ())
+        samples = _samples(sets) if tables else {}
+        class_names = tuple(dict.fromkeys(name for each in sets for name in each.class_names))
+        every = _texts(sets, plan, class_names, texts)
+        if samples and not encoder.can_encode_images:
+            raise UnsupportedError(f"{encoder.name} has no image tower: pour texts only (images and views off)")
+        if every and not encoder.can_encode_text:
+            raise UnsupportedError(f"{encoder.name} has no text tower: pour images only (captions and templates off)")
+        info = {
+            "name": encoder.name,
+            "logit_scale": encoder.logit_scale,
+            "logit_bias": encoder.logit_bias,
+            **({"class_names": list(class_names)} if class_names else {}),
+            **({"templates": list(_templates(plan.templates))} if plan.templates is not None else {}),
+        }
+        law = ViewLaw(plan.views, plan.policy, seed) if plan.views else None
+        return _Request(plan, identity_of(encoder, plan, seed=seed), samples, every, tables, law, info)
+
+    def digest(self) -> str:
+        """What a plan is resumed for: the same keys and texts in the same order, in shards of the same size."""
+        state = hashlib.blake2b(digest_size=16)
+        for part in (self.tables, (str(self.plan.shard_size),), self.samples, self.texts):
+            state.update(f"{len(part)}|".encode())
+            for word in part:
+                state.update(f"{word}\0".encode("utf-8", "surrogatepass"))
+        return state.hexdigest()
+
+
+def _samples(sets: Sequence[Dataset]) -> dict[str, Sample]:
+    found: dict[str, Sample] = {}
+    for each in sets:
+        for sample in each.samples:
+            if sample.image is None:
+                continue
+            first = found.setdefault(sample.key, sample)
+            if first.image is not None and first.image.location != sample.image.location:
+                raise DataError(
+                    f"{each.reference}: the key {sample.key!r} is both {first.image.location} and "
+                    f"{sample.image.location}; pour these data sets into two stores"
+                )
+    return found
+
+
+def _templates(templates: str | tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(templates, tuple):
+        return templates
+    if templates in TEMPLATES:
+        return TEMPLATES[templates]
+    if "{}" in templates:
+        return (templates,)
+    raise ConfigError(f"templates {templates!r}: not a known set ({', '.join(TEMPLATES)}) and no template with {{}}")
+
+
+def _texts(sets: Sequence[Dataset], plan: PourPlan, class_names: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
+    """Every distinct text, in order of first appearance."""
+    found: dict[str, None] = {}
+    if plan.templates is not None:
+        prompts = class_prompts(list(class_names), _templates(plan.templates), plan.descriptions)
+        found.update(dict.fromkeys(text for each in prompts for text in each))
+    found.update(dict.fromkeys(more))
+    if plan.captions:
+        found.update(dict.fromkeys(text for each in sets for sample in each.samples for text in sample.captions))
+    return tuple(found)
+
+
+def _pour(encoder: TorchEncoder, request: _Request, path: Path, ranks: Group, *, progress: bool) -> tuple[int, int]:
+    """Plan and work until nothing is missing; (images, texts) poured by all ranks."""
+    images = texts = 0
+    while True:
+        writer = ranks.first(lambda: _Opened.first(path, request, encoder.dim)) if ranks.size == 1 else None
+        resumed = _plan(path, request, encoder.dim, ranks) if writer is None else writer
+        if resumed is None:
+            return images, texts
+        counts = ranks.all(lambda: _work(encoder, request, path, ranks, progress=progress))
+        images += sum(done for done, _ in counts)
+        texts += sum(done for _, done in counts)
+        if not resumed:
+            return images, texts

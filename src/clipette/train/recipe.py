@@ -1,0 +1,78 @@
+"""A recipe: one experiment in YAML, from the student's architecture to the seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from clipette.config import StrictModel
+from clipette.data.views import ViewPolicy
+from clipette.models.spec import ModelSpec
+from clipette.train.settings import TrainSettings
+
+
+class ViewSettings(StrictModel):
+    """Augmented views. ``count``: how many the teacher pours for each image (0: the whole image only); without a
+    teacher, or with one in the loop, each epoch draws its own view. The other fields are ``data.views.ViewPolicy``'s.
+    """
+
+    count: int = Field(default=4, ge=0)
+    scale: tuple[float, float] = (0.5, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+    def policy(self) -> ViewPolicy | None:
+        """The law of the views, or none where ``count`` is 0."""
+        if self.count == 0:
+            return None
+        return ViewPolicy(**self.model_dump(exclude={"count"}))
+
+
+class ClassSettings(StrictModel):
+    """Which classes a class-text loss reads: ``names``, a ``file`` (one a line), or the ``source``'s own
+    (``data``: the training data's class names; ``teacher``: every text that a stored teacher holds)."""
+
+    source: Literal["data", "teacher"] = "data"
+    names: tuple[str, ...] = ()
+    file: str | None = None
+    templates: str = "single"
+
+
+class Recipe(StrictModel):
+    """A whole experiment.
+
+    ``loss``: terms of ``tasks/terms.py`` with weights. ``init``: a run directory whose weights the student starts
+    from. ``freeze_scale``: keep ``logit_scale`` (and bias) as it starts. ``figure``: the dev value that is watched
+    (``mean_recall`` with captions, ``top1`` with classes).
+    """
+
+    name: str
+    about: str = ""
+    paper: str = ""
+    student: ModelSpec
+    loss: dict[str, float | dict[str, Any]]
+    teacher: str | None = None
+    data: str | None = None
+    dev: str | None = None
+    views: ViewSettings = ViewSettings()
+    classes: ClassSettings = ClassSettings()
+    init: str | None = None
+    freeze_scale: bool = False
+    trunk_views: int = Field(default=1, ge=1)
+    scaled_decode: bool = False
+    figure: str | None = None
+    seed: int = 0
+    train: TrainSettings = TrainSettings()
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with Clipette, by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
