@@ -1,0 +1,150 @@
+"""Every loss against its slow twin: value, gradient, teacher untouched, half precision, size."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from clipette.losses import LOSSES
+from reference.cases import CASES, TWINS, Case
+
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def test_every_loss_has_a_twin_and_cases() -> None:
+    assert set(TWINS) == set(LOSSES)
+    assert {case.name for case in CASES} == set(LOSSES)
+
+
+@each_case
+def test_value_is_the_twins(case: Case) -> None:
+    loss = case.ours()
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(case.twin(), rel=1e-9, abs=1e-10)
+
+
+def slope(case: Case, name: str, tensor: Tensor, index: int, step: float = 1e-5) -> float:
+    """Central difference of the twin by one number of one tensor."""
+    values = []
+    for sign in (1, -1):
+        moved = tensor.clone()
+        moved.view(-1)[index] += sign * step
+        values.append(case.twin(**{name: moved}))
+    return (values[0] - values[1]) / (2 * step)
+
+
+@each_case
+def test_gradient_is_the_twins(case: Case) -> None:
+    free = {name: tensor.clone().requires_grad_() for name, tensor in case.student.items()}
+    numbers = {name: torch.tensor(value, dtype=torch.float64) for name, value in case.student_numbers.items()}
+    for tensor in numbers.values():
+        tensor.requires_grad_()
+    case.ours(**free, **numbers).backward()
+    for name, tensor in {**free, **numbers}.items():
+        source = tensor.detach()
+        expected = [slope(case, name, source, index) for index in range(source.numel())]
+        got = torch.zeros_like(source) if tensor.grad is None else tensor.grad
+        assert got.flatten().tolist() == pytest.approx(expected, rel=1e-5, abs=1e-7), name
+
+
+@each_case
+def test_gradcheck(case: Case) -> None:
+    names = [*case.student, *case.student_numbers]
+    numbers = [torch.tensor(value, dtype=torch.float64) for value in case.student_numbers.values()]
+    inputs = [tensor.clone().requires_grad_() for tensor in (*case.student.values(), *numbers)]
+    assert torch.autograd.gradcheck(lambda *values: case.ours(**dict(zip(names, values, strict=True))), inputs)
+
+
+@each_case
+def test_no_gradient_reaches_the_teacher(case: Case) -> None:
+    free = {name: tensor.clone().requires_grad_() for name, tensor in case.student.items()}
+    held = {name: tensor.clone().requires_grad_() for name, tensor in case.teacher.items()}
+    for name, value in case.teacher_numbers.items():
+        held[name] = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+    case.ours(**free, **held).backward()
+    assert all(tensor.grad is None for tensor in held.values())
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in free.values())
+
+
+@each_case
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_inputs_are_computed_in_float32(case: Case, dtype: torch.dtype) -> None:
+    half = {name: tensor.to(dtype) for name, tensor in {**case.student, **case.teacher}.items()}
+    exact = case.ours(**{name: tensor.float() for name, tensor in half.items()})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = case.ours(**half)
+    assert loss.dtype == exact.dtype
+    assert loss.dtype in (torch.float32, torch.float64)  # float64 only where a case's own numbers are
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-6, abs=1e-7)
+
+
+@each_case
+def test_width_does_not_matter(case: Case) -> None:
+    """Zeros appended to every vector change no product and no distance, so no loss."""
+    if case.name in ("dkd", "dist", "standardized_kl"):
+        pytest.skip("takes logits: its second axis is classes")
+    wider = {
+        name: torch.cat([tensor, torch.zeros(len(tensor), 9, dtype=tensor.dtype)], dim=-1)
+        for name, tensor in {**case.student, **case.teacher}.items()
+    }
+    assert case.ours(**wider).item() == pytest.approx(case.ours().item(), rel=1e-9, abs=1e-12)
+
+
+PER_SAMPLE = ("cosine", "mse", "class_text_ce", "class_text_kl", "class_text_bce", "class_text_dkd",
+              "class_text_dist", "class_text_standardized_kl", "dkd", "dist", "standardized_kl")  # fmt: skip
+PER_IMAGE = ("image", "student", "teacher", "student_image", "teacher_image")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in PER_SAMPLE], ids=str)
+def test_a_batch_seen_twice_costs_the_same(case: Case) -> None:
+    tensors = {**case.student, **case.teacher}
+    if "dist" in case.name and len(tensors.get("student_image", tensors.get("student", []))) == 1:
+        pytest.skip("one image has no correlation over images, two of it have")
+    twice = {name: tensor.repeat(2, 1) for name, tensor in tensors.items() if name in PER_IMAGE}
+    if "labels" in case.options:
+        twice["labels"] = case.options["labels"].repeat(2)
+    assert case.ours(**twice).item() == pytest.approx(case.ours().item(), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name == "class_text_kl"], ids=str)
+def test_each_class_named_twice_costs_the_same(case: Case) -> None:
+    if "top_k" in case.options:
+        pytest.skip("the k likeliest of twice as many names are others")
+    tensors = {**case.student, **case.teacher}
+    twice = {name: tensor.repeat(2, 1) for name, tensor in tensors.items() if name.endswith("classes")}
+    assert case.ours(**twice).item() == pytest.approx(case.ours().item(), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name == "in_batch_kl"], ids=str)
+def test_in_batch_kl_keeps_its_size_with_the_batch(case: Case) -> None:
+    twice = {name: tensor.repeat(2, 1) for name, tensor in {**case.student, **case.teacher}.items()}
+    assert case.ours(**twice).item() == pytest.approx(case.ours().item(), rel=1e-9, abs=1e-12)
+
+
+ZERO_WHEN_EQUAL = ("cosine", "mse", "rkd_distance", "rkd_angle", "gram", "intra_modal_kl", "in_batch_kl", "dkd",
+                   "gradient_distillation", "class_text_kl", "class_text_dkd",
+                   "class_text_standardized_kl")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ZERO_WHEN_EQUAL)
+def test_a_student_equal_to_its_teacher_costs_nothing(name: str) -> None:
+    case = next(case for case in CASES if case.name == name and all(len(t) > 1 for t in case.student.values()))
+    copies = {key.replace("student", "teacher"): tensor for key, tensor in case.student.items()}
+    scale = {"student_scale": 6.0} if "student_scale" in case.student_numbers else {}
+    assert case.ours(**copies, **scale).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_float32_at_scale_100_is_finite(name: str) -> None:
+    """A sharp teacher and a wrong student: the hardest logits that unit vectors give."""
+    case = next(case for case in CASES if case.name == name and all(len(t) > 1 for t in case.student.values()))
+    free = {key: tensor.float().requires_grad_() for key, tensor in case.student.items()}
+    held = {key: tensor.float() for key, tensor in case.teacher.items()}
+    scales = {key: 100.0 for key in (*case.student_numbers, *case.teacher_numbers) if key.endswith("scale")}
+    loss = case.ours(**free, **held, **scales)
+    loss.backward()
+    assert math.isfinite(loss.item())
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in free.values())
