@@ -123,13 +123,21 @@ class StoreWriter:
 
     def resume(self, request: str) -> Plan | None:
         """The plan of an unfinished pour of the same ``request``; a plan of another request is dropped."""
-        path = self.path / "plan.parquet"
-        plan = read_plan(path)
+        plan = read_plan(self.path / "plan.parquet")
         if plan is not None and plan.request != request:
-            with storage_errors(self.path):
-                path.unlink()
+            self.drop_plan()
             return None
         return plan
+
+    def drop_plan(self) -> None:
+        """Forget the plan; what is committed of it stays."""
+        with storage_errors(self.path):
+            (self.path / "plan.parquet").unlink(missing_ok=True)
+            fsync_folder(self.path)
+
+    def refresh(self) -> None:
+        """See the shards that other ranks have committed."""
+        self._commits = {commit.number: commit for commit in read_commits(self.path)}
 
     def plan(self, request: str, wanted: Iterable[tuple[tuple[str, ...], Sequence[str]]], *, shard_size: int) -> Plan:
         """Write down what goes into which shard; ``wanted`` holds (tables, keys) groups. Rank 0 only."""
@@ -186,14 +194,13 @@ class StoreWriter:
     def finish(self) -> None:
         """Take the other ranks' shards in, drop the plan, write the manifest. Rank 0, after all ranks are done."""
         with storage_errors(self.path):
-            self._commits = {commit.number: commit for commit in read_commits(self.path)}
+            self.refresh()
             plan = read_plan(self.path / "plan.parquet")
             if plan is not None:
                 missing = [chunk.number for chunk in plan.chunks if chunk.number not in self._commits]
                 if missing:
                     raise InternalError(f"{self.path}: finished before shard {missing[0]} was committed")
-                (self.path / "plan.parquet").unlink()
-                fsync_folder(self.path)
+                self.drop_plan()
             self._write_summary()
 
     def _write_summary(self) -> None:

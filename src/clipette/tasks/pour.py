@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +17,13 @@ from clipette.config import StrictModel
 from clipette.data.dataset import Dataset
 from clipette.data.images import DecodeSettings
 from clipette.data.loading import FailureLimit, map_ordered
-from clipette.data.prompts import TEMPLATES, class_prompts
+from clipette.data.prompts import class_prompts, find_templates
 from clipette.data.views import ViewPolicy
-from clipette.errors import BadImageError, ConfigError, DataError, UnsupportedError
+from clipette.errors import BadImageError, DataError, UnsupportedError
 from clipette.io import digest, digest_json
 from clipette.models.core import Blueprint, ImageTower, TextTower, weights_digest
 from clipette.models.inference import TorchEncoder
+from clipette.progress import track
 from clipette.store import Plan, StoreWriter, store_path
 from clipette.tasks.pour_ranks import Group, group
 from clipette.tasks.pour_work import IMAGES, TEXTS, VIEWS, Loader, ViewLaw, Worker
@@ -55,7 +58,7 @@ class PourPlan(StrictModel):
 
 @dataclass(frozen=True)
 class PourReport:
-    """What one call did; ``images`` and ``texts`` count what was poured now, ``failures`` all that the store records."""
+    """What one call did; ``images`` and ``texts`` count what was poured now; ``failures``: all that are recorded."""
 
     path: Path
     images: int
@@ -109,8 +112,7 @@ def pour(
         request = _Request.of(encoder, sets, plan, seed, texts)
         path = store_path(out, request.identity) if cache else Path(out)
         with group() as ranks:
-            images, texts_poured = _pour(encoder, request, path, ranks, progress=progress)
-            failures = ranks.first(lambda: _finish(encoder, request, path, images + texts_poured))
+            images, texts_poured, failures = _pour(encoder, request, path, ranks, progress=progress)
     finally:
         encoder.precision = before
     return PourReport(path, images, texts_poured, failures, time.monotonic() - begun)
@@ -159,9 +161,7 @@ class _Request:
     info: Mapping[str, Any]
 
     @staticmethod
-    def of(
-        encoder: TorchEncoder, sets: Sequence[Dataset], plan: PourPlan, seed: int, texts: Sequence[str]
-    ) -> _Request:
+    def of(encoder: TorchEncoder, sets: Sequence[Dataset], plan: PourPlan, seed: int, texts: Sequence[str]) -> _Request:
         tables = ((IMAGES,) if plan.images else ()) + ((VIEWS,) if plan.views else ())
         samples = _samples(sets) if tables else {}
         class_names = tuple(dict.fromkeys(name for each in sets for name in each.class_names))
@@ -175,7 +175,7 @@ class _Request:
             "logit_scale": encoder.logit_scale,
             "logit_bias": encoder.logit_bias,
             **({"class_names": list(class_names)} if class_names else {}),
-            **({"templates": list(_templates(plan.templates))} if plan.templates is not None else {}),
+            **({"templates": list(find_templates(plan.templates))} if plan.templates is not None else {}),
         }
         law = ViewLaw(plan.views, plan.policy, seed) if plan.views else None
         return _Request(plan, identity_of(encoder, plan, seed=seed), samples, every, tables, law, info)
@@ -205,21 +205,11 @@ def _samples(sets: Sequence[Dataset]) -> dict[str, Sample]:
     return found
 
 
-def _templates(templates: str | tuple[str, ...]) -> tuple[str, ...]:
-    if isinstance(templates, tuple):
-        return templates
-    if templates in TEMPLATES:
-        return TEMPLATES[templates]
-    if "{}" in templates:
-        return (templates,)
-    raise ConfigError(f"templates {templates!r}: not a known set ({', '.join(TEMPLATES)}) and no template with {{}}")
-
-
 def _texts(sets: Sequence[Dataset], plan: PourPlan, class_names: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
     """Every distinct text, in order of first appearance."""
     found: dict[str, None] = {}
     if plan.templates is not None:
-        prompts = class_prompts(list(class_names), _templates(plan.templates), plan.descriptions)
+        prompts = class_prompts(list(class_names), find_templates(plan.templates), plan.descriptions)
         found.update(dict.fromkeys(text for each in prompts for text in each))
     found.update(dict.fromkeys(more))
     if plan.captions:
@@ -227,16 +217,101 @@ def _texts(sets: Sequence[Dataset], plan: PourPlan, class_names: Sequence[str], 
     return tuple(found)
 
 
-def _pour(encoder: TorchEncoder, request: _Request, path: Path, ranks: Group, *, progress: bool) -> tuple[int, int]:
-    """Plan and work until nothing is missing; (images, texts) poured by all ranks."""
+def _pour(
+    encoder: TorchEncoder, request: _Request, path: Path, ranks: Group, *, progress: bool
+) -> tuple[int, int, tuple[Failure, ...]]:
+    """Plan and work until nothing is missing; (images, texts) poured now by all ranks, and all failures."""
     images = texts = 0
-    while True:
-        writer = ranks.first(lambda: _Opened.first(path, request, encoder.dim)) if ranks.size == 1 else None
-        resumed = _plan(path, request, encoder.dim, ranks) if writer is None else writer
-        if resumed is None:
-            return images, texts
-        counts = ranks.all(lambda: _work(encoder, request, path, ranks, progress=progress))
-        images += sum(done for done, _ in counts)
-        texts += sum(done for _, done in counts)
-        if not resumed:
-            return images, texts
+    writers: list[StoreWriter] = []
+
+    def opened() -> None:
+        if not writers:
+            writer = StoreWriter(path, request.identity, encoder.dim, info=request.info, rank=ranks.rank)
+            writers.append(stack.enter_context(writer))
+
+    with ExitStack() as stack:
+        # Rank 0 first: it creates the store and sweeps what a killed pour left, before others write.
+        ranks.first(opened)
+        ranks.all(opened)
+        resumed = True
+        while resumed:
+            plan, resumed = ranks.first(lambda: _next_plan(writers[0], request, progress=progress))
+            work = partial(_work, encoder, request, writers[0], plan, ranks, progress=progress)
+            counts = ranks.all(work)
+            images += sum(done for done, _ in counts)
+            texts += sum(done for _, done in counts)
+        failures = ranks.first(lambda: _finish(writers[0], request))
+    return images, texts, failures
+
+
+def _next_plan(writer: StoreWriter, request: _Request, *, progress: bool) -> tuple[Plan, bool]:
+    """What is to do, and whether that was planned by a pour that was cut off (then a look for changes follows)."""
+    writer.refresh()
+    key = request.digest()
+    plan = writer.resume(key)
+    if plan is not None and any(not writer.is_committed(chunk) for chunk in plan.chunks):
+        return plan, True
+    writer.drop_plan()
+    return writer.plan(key, _missing(writer, request, progress=progress), shard_size=request.plan.shard_size), False
+
+
+def _missing(writer: StoreWriter, request: _Request, *, progress: bool) -> Wanted:
+    """Keys by the tables they are missing from. An image whose bytes have changed is missing."""
+    known = {table: writer.known(table) for table in request.tables}
+    stored = [sample for key, sample in request.samples.items() if any(key in known[table] for table in request.tables)]
+    contents = map_ordered(_content, stored, threads=request.plan.threads)
+    checked = track(contents, total=len(stored), description="look for changes", enabled=progress)
+    now = {sample.key: content for sample, content in zip(stored, checked, strict=True)}
+    needs: dict[tuple[str, ...], list[str]] = {}
+    for key in request.samples:
+        need = tuple(table for table in request.tables if key not in known[table] or known[table][key] != now[key])
+        if need:
+            needs.setdefault(need, []).append(key)
+    wanted: Wanted = sorted(needs.items())
+    if request.texts:
+        poured = writer.known(TEXTS)
+        wanted.append(((TEXTS,), [text for text in request.texts if text not in poured]))
+    return wanted
+
+
+def _content(sample: Sample) -> str:
+    if sample.image is None:
+        return ""
+    try:
+        return digest(sample.image.read())
+    except BadImageError:
+        return ""
+
+
+def _work(
+    encoder: TorchEncoder, request: _Request, writer: StoreWriter, plan: Plan, ranks: Group, *, progress: bool
+) -> tuple[int, int]:
+    """This rank's open chunks; (images, texts) poured."""
+    chunks = [chunk for chunk in plan.share(ranks.rank, ranks.size) if not writer.is_committed(chunk)]
+    settings = request.plan
+    worker = Worker(
+        writer,
+        encoder,
+        batch_size=settings.batch_size,
+        threads=settings.threads,
+        limit=FailureLimit(settings.max_failures),
+        numbers=frozenset(chunk.number for chunk in plan.chunks),
+        total=len(request.samples),
+        progress=progress,
+    )
+    pictures = [chunk for chunk in chunks if TEXTS not in chunk.tables]
+    images = 0
+    if pictures:
+        loader = Loader(request.samples, encoder.model.image_tower().preprocess, settings.decode, request.law)
+        images = worker.images(pictures, loader)
+    return images, worker.texts([chunk for chunk in chunks if TEXTS in chunk.tables])
+
+
+def _finish(writer: StoreWriter, request: _Request) -> tuple[Failure, ...]:
+    """Write the manifest, unless too many of the samples asked for have failed."""
+    writer.refresh()
+    failures = tuple(Failure(each.key, each.location, each.reason) for each in writer.failures())
+    asked = [each for each in failures if each.key in request.samples]
+    FailureLimit(request.plan.max_failures).check(asked, len(request.samples), what="samples to pour")
+    writer.finish()
+    return failures

@@ -76,6 +76,7 @@ def group() -> Iterator[Group]:
     if not running and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Group()
         return
+    handle: Any
     if running:
         # Results are small objects on the CPU, whatever the training backend is.
         handle = dist.new_group(backend="gloo", timeout=PATIENCE)

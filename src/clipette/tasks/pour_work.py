@@ -52,6 +52,7 @@ class Loader:
     law: ViewLaw | None
 
     def __call__(self, job: tuple[Chunk, str]) -> Loaded:
+        """The sample of (chunk, key); a bad image is a recorded failure, never an error."""
         chunk, key = job
         sample = self.samples[key]
         if sample.image is None:
@@ -116,13 +117,13 @@ class _Shard:
             per_sample = int(whole) + len(self.done[0].views)
         vectors = np.concatenate(self.vectors) if self.vectors else np.zeros((0, 0), np.float32)
         grouped = vectors.reshape(len(self.done), per_sample, -1) if self.done else vectors[:, None]
-        good = np.isfinite(grouped).all(axis=(1, 2))
+        good = np.isfinite(grouped).reshape(len(grouped), -1).all(axis=1).tolist()
         kept = [loaded for loaded, fine in zip(self.done, good, strict=True) if fine]
         for loaded, fine in zip(self.done, good, strict=True):
             if not fine:
                 reason = "the encoder gave numbers that are not finite; try precision fp32"
                 self.failures.append(StoredFailure(loaded.key, loaded.key, reason, loaded.content, self.chunk.tables))
-        grouped = grouped[good]
+        grouped = grouped[np.asarray(good, dtype=bool)]
         tables: dict[str, Rows] = {}
         if whole and kept:
             tables[IMAGES] = Rows([each.key for each in kept], [each.content for each in kept], grouped[:, 0])
@@ -136,18 +137,20 @@ class _Shard:
 
 @dataclass
 class Worker:
-    """Pours chunks; counts what it did. ``total``: samples of the whole pour, to which ``limit`` applies."""
+    """Pours chunks. ``limit`` applies to the failures in the shards ``numbers``, as a share of ``total`` samples."""
 
     writer: StoreWriter
     encoder: TorchEncoder
     batch_size: int
     threads: int
     limit: FailureLimit
+    numbers: frozenset[int]
     total: int
     progress: bool = True
 
     def images(self, chunks: Sequence[Chunk], loader: Loader) -> int:
         """Pour chunks of images and views; returns how many samples were poured."""
+        self.check_failures()
         jobs = ((chunk, key) for chunk in chunks for key in chunk.keys)
         per_sample = 1 + (loader.law.count if loader.law is not None else 0)
         ahead = max(2 * self.threads, math.ceil(2 * self.batch_size / per_sample))
@@ -172,9 +175,12 @@ class Worker:
     def check_failures(self) -> None:
         """Raises ``DataError`` past the allowed share; what was poured stays."""
         failures = [
-            Failure(each.key, each.location, each.reason) for commit in self.writer.commits for each in commit.failures
+            Failure(each.key, each.location, each.reason)
+            for commit in self.writer.commits
+            if commit.number in self.numbers
+            for each in commit.failures
         ]
-        self.limit.check(list({each.key: each for each in failures}.values()), self.total, what="samples to pour")
+        self.limit.check(failures, self.total, what="samples to pour")
 
     def texts(self, chunks: Sequence[Chunk]) -> int:
         """Pour chunks of texts; returns how many were poured."""
