@@ -13,11 +13,11 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "clipette"
 
 TORCH_FREE = (
-    *("types", "errors", "io", "config", "progress"),
+    *("version", "types", "errors", "io", "config", "progress"),
     *("data", "metrics", "store", "runtime", "index", "serve"),
 )
 BELOW_TORCH_LINE = ("models", "losses", "adapt", "evaluate", "tasks", "train", "export")
-GLUE = ("resolve", "verbs", "health", "cli", "__init__")
+GLUE = ("resolve", "verbs", "health", "cli", "__main__", "__init__")
 ORDER = (*TORCH_FREE, *BELOW_TORCH_LINE, *GLUE)
 
 # What drags PyTorch in.

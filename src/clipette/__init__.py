@@ -17,6 +17,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from clipette.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from clipette.health import doctor
     from clipette.resolve import resolve as load

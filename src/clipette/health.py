@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from clipette.errors import StoreError
+from clipette.version import VERSION
 
 # The modules of each extra: it is installed when all can be found.
 EXTRAS: dict[str, tuple[str, ...]] = {
@@ -61,7 +62,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _libraries() -> Iterator[Finding]:
-    yield Finding("clipette", "ok", _version("clipette") or "run from source")
+    yield Finding("clipette", "ok", VERSION)
     known = {name: _version(name) for name in LIBRARIES}
     yield Finding("libraries", "ok", ", ".join(f"{name} {found}" for name, found in known.items() if found))
 

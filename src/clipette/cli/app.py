@@ -13,6 +13,7 @@ import typer
 
 from clipette.cli import classify, compare, demo, distill, doctor, evaluate, pour, pretrain, recipes, render
 from clipette.errors import ClipetteError, UserError
+from clipette.version import VERSION
 
 # Verb -> (function, examples), in the order of a first day with Clipette.
 VERBS: dict[str, tuple[Callable[..., None], str]] = {
@@ -62,9 +63,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"clipette {version('clipette')}")
+        typer.echo(f"clipette {VERSION}")
         raise typer.Exit
 
 

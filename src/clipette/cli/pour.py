@@ -10,8 +10,8 @@ import typer
 from clipette.cli.options import BatchSize, Data, Device, Seed, Templates, mapping
 
 EXAMPLES = """\
-clipette pour runs/teacher --data wds:train.tar --captions --out stores/teacher
-clipette pour open_clip:ViT-B-16/laion2b_s34b_b88k --data folder:photos --classes --views 4 --out stores/b16
+clipette pour runs/teacher --data wds:train.tar --out stores/teacher
+clipette pour open_clip:ViT-B-16/laion2b_s34b_b88k --data folder:photos --no-captions --views 4 --out stores/b16
 clipette pour runs/teacher --data folder:photos --views 2 --view-policy '{scale: [0.3, 1.0], flip: 0.5}' --out s"""
 
 
@@ -19,9 +19,11 @@ def pour(
     teacher: Annotated[str, typer.Argument(help="The teacher: a run, a folder, open_clip:, hf:, lit:, stored:.")],
     data: Data,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The store; an unfinished one is continued.")],
-    captions: Annotated[bool, typer.Option("--captions", help="Also pour the captions.")] = False,
-    classes: Annotated[bool, typer.Option("--classes", help="Also pour the class names, through --templates.")] = False,
-    templates: Templates = "openai80",
+    captions: Annotated[bool, typer.Option("--captions/--no-captions", help="Also pour the captions.")] = True,
+    classes: Annotated[
+        bool, typer.Option("--classes/--no-classes", help="Also pour the class names, by --templates.")
+    ] = True,
+    templates: Templates = "single",
     views: Annotated[int, typer.Option(min=0, help="Augmented views an image, besides the image itself.")] = 0,
     view_policy: Annotated[
         str | None, typer.Option(metavar="YAML", help="How views are drawn: '{scale: [0.5, 1.0], flip: 0.5}'.")
