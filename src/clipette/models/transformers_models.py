@@ -270,10 +270,8 @@ def _take_weights(whole: Any, family: Family, image: ImageTower, text: TextTower
         state = {f"trunk.model.{name}": value for name, value in model.state_dict().items()}
         if head is not None:
             state |= {f"head.{name}": value for name, value in whole.get_submodule(head).state_dict().items()}
-        wanted = tower.state_dict()
-        tower.load_state_dict(
-            {name: value for name, value in state.items() if name in wanted or ".pooler." not in name}
-        )
+        unused = [name for name in state if ".pooler." in name and name not in tower.state_dict()]
+        tower.load_state_dict({name: value for name, value in state.items() if name not in unused})
 
 
 def _scale_and_bias(whole: Any, kind: str) -> tuple[float, float | None]:
@@ -307,7 +305,7 @@ def _tokenizer(name: str, config: Any, family: Family, local: bool, notes: list[
     # transformers' legacy rule: eos_token_id 2 means "the largest id", CLIP's own end token.
     if config.model_type == "clip" and end not in (2, tokenizer.eos_id):
         raise ModelError(
-            f"text_config.eos_token_id of '{name}' is {end}, but its tokenizer ends with {tokenizer.eos_id}"
+            f"the text tower of '{name}' looks for token {end}, its tokenizer ends with {tokenizer.eos_id}"
         )
     return tokenizer
 
@@ -322,9 +320,7 @@ def _preprocess(name: str, config: Any, local: bool, notes: list[str]) -> Prepro
     if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in processors):
         if config.model_type == "align":
             raise ModelError(f"'{name}' has no preprocessor_config.json: save its image processor beside the model")
-        notes.append(
-            f"no image processor found: the defaults of '{config.model_type}' at {size[0]} x {size[1]} are used"
-        )
+        notes.append(f"no image processor found: the defaults of '{config.model_type}' at {size} pixels are used")
         return _default_preprocess(str(config.model_type), size)
     try:
         processor = AutoImageProcessor.from_pretrained(
@@ -334,17 +330,13 @@ def _preprocess(name: str, config: Any, local: bool, notes: list[str]) -> Prepro
         raise ModelError(_unreadable(name, "image processor", error)) from error
     preprocess = preprocess_of(processor, name)
     if config.model_type != "align" and preprocess.size != size:
-        raise ModelError(
-            f"the image processor of '{name}' makes {preprocess.size} pixels, its image tower takes {size}"
-        )
+        raise ModelError(f"the image processor of '{name}' makes {preprocess.size} pixels, its tower takes {size}")
     return preprocess
 
 
 def _default_preprocess(kind: str, size: tuple[int, int]) -> Preprocess:
-    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-
     if kind == "clip":
-        return Preprocess(size, tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD))
+        return Preprocess(size, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
     return Preprocess(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), mode="squash")
 
 
