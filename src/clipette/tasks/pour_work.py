@@ -117,7 +117,7 @@ class _Shard:
             per_sample = int(whole) + len(self.done[0].views)
         vectors = np.concatenate(self.vectors) if self.vectors else np.zeros((0, 0), np.float32)
         grouped = vectors.reshape(len(self.done), per_sample, -1) if self.done else vectors[:, None]
-        good = np.isfinite(grouped).reshape(len(grouped), -1).all(axis=1).tolist()
+        good = [bool(np.isfinite(rows).all()) for rows in grouped]
         kept = [loaded for loaded, fine in zip(self.done, good, strict=True) if fine]
         for loaded, fine in zip(self.done, good, strict=True):
             if not fine:
