@@ -110,8 +110,8 @@ def test_failures_are_counted_and_too_many_fail_the_run() -> None:
     with pytest.raises(DataError, match="5 of 40 images of fake:pets"):
         zero_shot(encoder_of(data, broken=five), data, NAME_ONLY)
     assert zero_shot(encoder_of(data, broken=five), data, NAME_ONLY, settings=Settings(max_failures=0.2)).count == 35
+    every = frozenset(sample.key for sample in data.samples)
     with pytest.raises(DataError, match="no image of fake:pets"):
-        every = frozenset(sample.key for sample in data.samples)
         zero_shot(encoder_of(data, broken=every), data, NAME_ONLY, settings=Settings(max_failures=1.0))
 
 

@@ -49,16 +49,15 @@ class CorruptedImage:
 
 
 def corrupt(dataset: Dataset, name: str, function: Corruption, strength: int, seed: int = 0) -> Dataset:
-    """``dataset`` with every image corrupted, chance depending on (seed, key, corruption): strengths share it, as paired curves need.
+    """``dataset`` with every image corrupted when it is read.
 
-    Keys gain ``#blur-3``: a folder of stored vectors must not answer with those of the clean image.
+    Chance depends on (seed, key, corruption), not on the strength, so that a curve over strengths is paired. Keys gain
+    ``#blur-3``: a folder of stored vectors must not answer with those of the clean image.
     """
 
     def spoilt(sample: Sample) -> Sample:
-        if sample.image is None:
-            return sample
         own = stable_hash(seed, sample.key, name) % 2**31
-        image = CorruptedImage(sample.image, name, function, strength, own)
+        image = None if sample.image is None else CorruptedImage(sample.image, name, function, strength, own)
         return replace(sample, key=f"{sample.key}#{name}-{strength}", image=image)
 
     return replace(dataset, samples=tuple(spoilt(sample) for sample in dataset.samples))
