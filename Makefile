@@ -1,5 +1,8 @@
 # Every target does its own set-up: `make install` is a no-op while .venv matches requirements.lock and pyproject.toml.
-PYTHON ?= python3
+# The first Python that is new enough.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
+PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done),python3)
 VENV ?= .venv
 OUT ?=
 SEEDS ?= 0,1,2
@@ -13,7 +16,7 @@ OUT_OPTION = $(if $(OUT),--out $(OUT),)
 install: $(STAMP)
 
 $(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Clipette needs Python 3.10 or later; set PYTHON=...")'
+	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo 'Clipette needs Python 3.10 or later: make PYTHON=/path/to/python3.11'; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from clipette.resolve import resolve as load
     from clipette.verbs import classify, compare, demo, distill, evaluate, pour, pretrain
 
-__all__ = ["classify", "compare", "demo", "distill", "doctor", "evaluate", "load", "pour", "pretrain"]
+__all__ = ["__version__", "classify", "compare", "demo", "distill", "doctor", "evaluate", "load", "pour", "pretrain"]
 
 # Public name -> (module, name there).
 _PUBLIC = {

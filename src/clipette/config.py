@@ -194,9 +194,11 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def describe_recipes() -> dict[str, str]:
-    """Name of each shipped recipe to its first comment line, which says what it is."""
-    lines = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in shipped_recipes().items()}
-    return {name: line.lstrip("# ") if line.startswith("#") else "" for name, line in lines.items()}
+    """Name of each shipped recipe to its ``about``: what it is, in a line."""
+    read = {
+        name: parse_yaml(path.read_text(encoding="utf-8"), str(path))[0] for name, path in shipped_recipes().items()
+    }
+    return {name: str((data or {}).get("about", "")).strip() for name, data in read.items()}
 
 
 def find_recipe(name: str | Path) -> Path:

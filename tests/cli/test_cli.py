@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shlex
@@ -191,6 +192,16 @@ def test_each_verb_has_help_and_an_example_that_parses(
     assert len(verbs.calls) == len(examples)
 
 
+def test_examples_set_keys_that_recipes_have() -> None:
+    from clipette.config import _places, dotted
+    from clipette.train.recipe import Recipe
+
+    words = [word for _, examples in VERBS.values() for word in shlex.split(examples)]
+    keys = {after.partition("=")[0] for word, after in itertools.pairwise(words) if word == "--set"}
+    assert keys
+    assert keys <= {dotted(place) for place in _places(Recipe)}
+
+
 def test_version_is_the_projects(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.split() == ["clipette", clipette.__version__]
@@ -309,12 +320,12 @@ def test_recipes_lists_and_prints(
 ) -> None:
     from clipette import config
 
-    (tmp_path / "clip.yaml").write_text("# CLIP's own recipe\nsteps: 3\n")
+    (tmp_path / "clip.yaml").write_text("about: CLIP's own recipe\nsteps: 3\n")
     monkeypatch.setattr(config, "RECIPES", tmp_path)
     assert main(["recipes"]) == 0
     assert capsys.readouterr().out.split(maxsplit=1) == ["clip", "CLIP's own recipe\n"]
     assert main(["recipes", "clip"]) == 0
-    assert capsys.readouterr().out == "# CLIP's own recipe\nsteps: 3\n"
+    assert capsys.readouterr().out == "about: CLIP's own recipe\nsteps: 3\n"
     assert main(["recipes", "clp"]) == 2
     assert "did you mean 'clip'?" in capsys.readouterr().err
 

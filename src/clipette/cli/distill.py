@@ -11,7 +11,7 @@ from clipette.cli.options import Dev, Device, Overrides, Resume, TrainingData
 
 EXAMPLES = """\
 clipette distill recipe.yaml --store stores/teacher --data wds:train.tar --out runs/student
-clipette distill recipe.yaml --teacher runs/teacher --data wds:train.tar --out runs/student --set train.seed=1
+clipette distill recipe.yaml --teacher runs/teacher --data wds:train.tar --out runs/student --set seed=1
 clipette distill recipe.yaml --teacher runs/teacher --teacher-online --data folder:photos --out runs/online"""
 
 

@@ -11,7 +11,7 @@ from clipette.cli.options import Dev, Device, Overrides, Resume, TrainingData
 
 EXAMPLES = """\
 clipette pretrain recipe.yaml --data wds:train.tar --dev wds:dev.tar --out runs/teacher
-clipette pretrain recipe.yaml --set train.steps=500 --set optimizer.lr=3e-4 --out runs/short
+clipette pretrain recipe.yaml --set train.steps=500 --set train.optimizer.lr=3e-4 --out runs/short
 torchrun --nproc-per-node 4 -m clipette pretrain recipe.yaml --out runs/teacher"""
 
 
