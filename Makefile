@@ -6,6 +6,8 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 VENV ?= .venv
 OUT ?=
 SEEDS ?= 0,1,2
+# Test processes; 0 is one, in the foreground.
+WORKERS ?= 0
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.clipette-installed
 # `--out` only where OUT is given: each script has a default of its own.
@@ -26,7 +28,7 @@ demo: install
 	$(VENV)/bin/clipette demo $(OUT_OPTION)
 
 test: install
-	$(PY) -m pytest -q $(TESTS)
+	$(PY) -m pytest -q -n $(WORKERS) $(TESTS)
 
 check: install
 	$(VENV)/bin/ruff check .
