@@ -79,14 +79,12 @@ def siglip_loss(
     return -F.logsigmoid(signs * logits).sum() / len(image)
 
 
-def image_to_teacher(
-    student_image: Tensor, teacher_image: Tensor, *, scale: Scalar, ids: Tensor | None = None
-) -> Tensor:
+def image_to_teacher(student: Tensor, teacher: Tensor, *, scale: Scalar, ids: Tensor | None = None) -> Tensor:
     """Symmetric InfoNCE between the student's and the teacher's vectors of the same images (or texts).
 
     ½ [mean_i CE(scale · s_i · Tᵀ, i) + mean_j CE(scale · t_j · Sᵀ, j)]
 
-    Shapes: student_image, teacher_image [B, D], unit length, of one width; ids [B] integers mark repeated images.
+    Shapes: student, teacher [B, D], unit length, of one width; ids [B] integers mark repeated images.
     ``scale`` multiplies cosines (1/0.07 in the paper). The teacher receives no gradient.
     Range: ≥ 0; 0 at B = 1. In nats.
 
@@ -97,7 +95,7 @@ def image_to_teacher(
     Paper: Li et al. (OOD distillation), ICCV 2023, L_im-cst.
     Deviation: symmetric, the release's ``bidirectional`` mode; its default is the student's rows alone.
     """
-    return clip_loss(student_image, teacher_image.detach(), scale=scale, ids=ids)
+    return clip_loss(student, teacher.detach(), scale=scale, ids=ids)
 
 
 def interactive_contrastive(

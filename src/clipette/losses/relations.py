@@ -125,7 +125,8 @@ def _safe_norm(vectors: Tensor) -> Tensor:
 
 def _relative_distances(vectors: Tensor) -> Tensor:
     """[B, B] distances over the mean of those that are not 0."""
-    distances = _safe_norm(vectors[:, None, :] - vectors[None, :, :])
+    # Not by products: those cancel for near neighbours. cdist's own gradient at distance 0 is 0.
+    distances = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist")
     mean = distances.sum() / (distances > 0).sum().clamp(min=1)
     return distances / torch.where(mean > 0, mean, 1.0)
 
