@@ -24,7 +24,7 @@ from clipette.io import digest, digest_json
 from clipette.models.core import Blueprint, ImageTower, TextTower, weights_digest
 from clipette.models.inference import TorchEncoder
 from clipette.progress import track
-from clipette.store import Plan, StoreWriter, store_path
+from clipette.store import Plan, StoredFailure, StoreWriter, store_path
 from clipette.tasks.pour_ranks import Group, group
 from clipette.tasks.pour_work import IMAGES, TEXTS, VIEWS, Loader, ViewLaw, Worker
 from clipette.types import Failure, Sample
@@ -249,10 +249,27 @@ def _next_plan(writer: StoreWriter, request: _Request, *, progress: bool) -> tup
     writer.refresh()
     key = request.digest()
     plan = writer.resume(key)
-    if plan is not None and any(not writer.is_committed(chunk) for chunk in plan.chunks):
+    if plan is not None and _is_open(writer, plan, request):
         return plan, True
     writer.drop_plan()
-    return writer.plan(key, _missing(writer, request, progress=progress), shard_size=request.plan.shard_size), False
+    wanted = _missing(writer, request, progress=progress)
+    again = {name for _, keys in wanted for name in keys}
+    _check_failures([each for each in writer.failures() if each.key not in again], request)
+    return writer.plan(key, wanted, shard_size=request.plan.shard_size), False
+
+
+def _is_open(writer: StoreWriter, plan: Plan, request: _Request) -> bool:
+    """Whether to go on with a plan. Not where it was stopped by its failures: their images may be mended by now."""
+    numbers = {chunk.number for chunk in plan.chunks}
+    failures = sum(len(commit.failures) for commit in writer.commits if commit.number in numbers)
+    stopped = failures > request.plan.max_failures * len(request.samples)
+    return not stopped and any(not writer.is_committed(chunk) for chunk in plan.chunks)
+
+
+def _check_failures(failures: Sequence[StoredFailure], request: _Request) -> None:
+    """Raises ``DataError`` where more of the samples asked for have failed than may."""
+    asked = [Failure(each.key, each.location, each.reason) for each in failures if each.key in request.samples]
+    FailureLimit(request.plan.max_failures).check(asked, len(request.samples), what="samples to pour")
 
 
 def _missing(writer: StoreWriter, request: _Request, *, progress: bool) -> Wanted:
@@ -310,8 +327,7 @@ def _work(
 def _finish(writer: StoreWriter, request: _Request) -> tuple[Failure, ...]:
     """Write the manifest, unless too many of the samples asked for have failed."""
     writer.refresh()
-    failures = tuple(Failure(each.key, each.location, each.reason) for each in writer.failures())
-    asked = [each for each in failures if each.key in request.samples]
-    FailureLimit(request.plan.max_failures).check(asked, len(request.samples), what="samples to pour")
+    failures = writer.failures()
+    _check_failures(failures, request)
     writer.finish()
-    return failures
+    return tuple(Failure(each.key, each.location, each.reason) for each in failures)

@@ -150,7 +150,6 @@ class Worker:
 
     def images(self, chunks: Sequence[Chunk], loader: Loader) -> int:
         """Pour chunks of images and views; returns how many samples were poured."""
-        self.check_failures()
         jobs = ((chunk, key) for chunk in chunks for key in chunk.keys)
         per_sample = 1 + (loader.law.count if loader.law is not None else 0)
         ahead = max(2 * self.threads, math.ceil(2 * self.batch_size / per_sample))
