@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -127,7 +128,7 @@ def _npz(path: Path, options: Mapping[str, str], reference: str) -> StoredEncode
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _named(options, file.files, reference)}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise StoreError(f"{path}: cannot be read as arrays of numbers and strings ({error})") from error
     images = texts = None
     if "images" in options:

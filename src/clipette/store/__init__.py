@@ -1,5 +1,6 @@
 """The store: a teacher's outputs, poured once and read in every training. No PyTorch."""
 
+from clipette.store.clip_retrieval import export_clip_retrieval, import_clip_retrieval
 from clipette.store.layout import StoredFailure, folder_key, store_path
 from clipette.store.maintain import compact, repair
 from clipette.store.plan import Chunk, Plan
@@ -16,7 +17,9 @@ __all__ = [
     "StoredFailure",
     "Table",
     "compact",
+    "export_clip_retrieval",
     "folder_key",
+    "import_clip_retrieval",
     "open_store",
     "repair",
     "store_path",
