@@ -159,3 +159,14 @@ def test_items_serve_a_paired_difference() -> None:
     first, second = (e.zero_shot["pets"].items.sums["top1"] for e in (teacher, student))
     interval = difference_interval(first, second)
     assert interval.value == pytest.approx(teacher.zero_shot["pets"].top1.value - student.zero_shot["pets"].top1.value)
+
+
+def test_pairs_are_found_by_key_where_each_model_failed_on_other_images() -> None:
+    data = classified(80)
+    encoder = encoder_of(data, noise=0.9)
+    evaluations = [
+        Evaluation(name, "s", zero_shot={"pets": zero_shot(replace(encoder, broken=frozenset(lost)), data, NAME_ONLY)})
+        for name, lost in (("teacher", ("image3",)), ("student", ("image0", "image7")))
+    ]
+    ratio = retention(*evaluations).get("zero_shot", "pets", "top1").ratio
+    assert (ratio.low, ratio.high) == (1.0, 1.0), "on the images both read they are one model"
