@@ -1,0 +1,176 @@
+"""Killed anywhere: pour, SIGKILL at random moments, resume; the final files must equal those of a run never killed.
+
+``python benchmarks/crash.py --what pour --kills 20 --out DIR`` prints one JSON object as its last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# ---------------------------------------------------------------- the children: what is killed
+
+
+def pour_child(work: Path, out: Path) -> None:
+    """Pour a few hundred small pictures, their views and some texts, in many small shards."""
+    import torch
+
+    torch.set_num_threads(1)
+    from clipette.data.sources import load_data
+    from clipette.models.inference import TorchEncoder
+    from clipette.models.spec import ModelSpec
+    from clipette.models.students import build_model
+    from clipette.tasks.pour import PourPlan, pour
+
+    spec = ModelSpec.model_validate(
+        {
+            "dim": 16,
+            "image": {"kind": "timm", "name": "test_vit", "size": 32, "mean": [0.5] * 3, "std": [0.5] * 3},
+            "text": {"kind": "small", "width": 32, "layers": 1, "heads": 2, "tokenizer": "words"},
+        }
+    )
+    texts = [f"picture number {number}" for number in range(200)]
+    teacher = TorchEncoder(build_model(spec, captions=texts, seed=0), name="crash", device="cpu")
+    data = load_data(f"folder:{work / 'pictures'}")
+    plan = PourPlan(views=2, batch_size=8, shard_size=12, max_failures=0.5)
+    print("ready", flush=True)
+    pour(teacher, data, out, plan, texts=texts)
+
+
+def pour_input(work: Path, count: int = 300) -> None:
+    """Pictures for ``pour_child``; every fiftieth is damaged, so that failures are resumed as well."""
+    import numpy as np
+    from PIL import Image
+
+    folder = work / "pictures"
+    folder.mkdir(parents=True)
+    for number in range(count):
+        path = folder / f"p{number:04d}.png"
+        if number % 50 == 7:
+            path.write_bytes(b"no picture")
+            continue
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is killed: how its input is made, what a child does, and which of its files must come out equal."""
+
+    prepare: Callable[[Path], None]
+    child: Callable[[Path, Path], None]
+    compared: Callable[[str], bool] = lambda name: True
+
+
+SUBJECTS: dict[str, Subject] = {
+    "pour": Subject(pour_input, pour_child),
+}
+
+# ---------------------------------------------------------------- the parent: who kills
+
+
+@dataclass
+class Tally:
+    """What happened: kills that found the child alive, completed runs, and those that came out different."""
+
+    kills: int = 0
+    completed: int = 0
+    different: int = 0
+    missed: int = 0
+
+
+def start(what: str, work: Path, out: Path) -> subprocess.Popen[str]:
+    """A child that has loaded its model and begins to work."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", what, "--work", str(work), "--out", str(out)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    if "ready" not in child.stdout.readline():
+        raise SystemExit(f"the {what} child did not start (exit code {child.wait()})")
+    return child
+
+
+def finish(child: subprocess.Popen[str], what: str) -> None:
+    """Wait for a child that is not killed."""
+    if child.wait() != 0:
+        raise SystemExit(f"the {what} child failed with exit code {child.returncode}")
+
+
+def snapshot(folder: Path, compared: Callable[[str], bool]) -> dict[str, bytes]:
+    """Every file that must be equal, with its bytes."""
+    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in sorted(names.items()) if compared(name)}
+
+
+def crash(what: str, kills: int, seed: int, work: Path) -> dict[str, object]:
+    """Kill ``what`` ``kills`` times, each at a random moment of its work, and compare what it ends with."""
+    subject = SUBJECTS[what]
+    begun = time.monotonic()
+    subject.prepare(work)
+    whole = work / "whole"
+    child = start(what, work, whole)
+    working = time.monotonic()
+    finish(child, what)
+    length = time.monotonic() - working
+    expected = snapshot(whole, subject.compared)
+    draw, tally, target = random.Random(seed), Tally(), work / "killed"
+    while tally.kills < kills:
+        shutil.rmtree(target, ignore_errors=True)
+        # Up to three kills on one run: a resumed run is killed again.
+        for _ in range(min(3, kills - tally.kills)):
+            child = start(what, work, target)
+            time.sleep(draw.uniform(0, 0.7 * length))
+            child.send_signal(signal.SIGKILL)
+            alive = child.wait() == -signal.SIGKILL
+            tally.kills += alive
+            tally.missed += not alive
+            if not alive:
+                break
+        finish(start(what, work, target), what)
+        tally.completed += 1
+        tally.different += snapshot(target, subject.compared) != expected
+    return {
+        "kills": tally.kills,
+        "completed": tally.completed,
+        "missed": tally.missed,
+        "equal": tally.different == 0,
+        "files": len(expected),
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--what", choices=[*SUBJECTS, "all"], default="all")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=None, help="summary.json is written here")
+    parser.add_argument("--child", choices=list(SUBJECTS), help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        SUBJECTS[options.child].child(options.work, options.out)
+        return 0
+    summary: dict[str, dict[str, object]] = {}
+    for what in SUBJECTS if options.what == "all" else [options.what]:
+        with tempfile.TemporaryDirectory(prefix="clipette-crash-") as folder:
+            summary[what] = crash(what, options.kills, options.seed, Path(folder))
+    line = json.dumps(summary)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "summary.json").write_text(line + "\n")
+    print(line)
+    return 0 if all(each["equal"] for each in summary.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
