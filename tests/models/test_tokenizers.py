@@ -8,8 +8,8 @@ import open_clip
 import pytest
 
 from clipette.errors import ConfigError, ModelError
+from clipette.models.token_files import DESCRIPTION
 from clipette.models.tokenizers import (
-    DESCRIPTION,
     HFTokenizer,
     OpenClipTokenizer,
     WordTokenizer,
@@ -55,9 +55,7 @@ def test_clip_refuses_random_dropping() -> None:
 
 def test_open_clip_hf_equals_open_clips_own(bert: Path) -> None:
     ours = OpenClipTokenizer.from_hf(bert, context_length=16, clean="canonicalize", strip_sep_token=True)
-    theirs = open_clip.tokenizer.HFTokenizer(
-        str(bert), context_length=16, clean="canonicalize", strip_sep_token=True
-    )
+    theirs = open_clip.tokenizer.HFTokenizer(str(bert), context_length=16, clean="canonicalize", strip_sep_token=True)
     np.testing.assert_array_equal(ours(TEXTS)["input_ids"], theirs(TEXTS).numpy())
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,14 +17,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from clipette.errors import ConfigError, ModelError
+from clipette.models.token_files import Assets, FolderOf, description_of, own_files, pack, saved_files
 from clipette.types import Ints
 
 Padding = Literal["longest", "max_length"]
-Assets = Mapping[str, bytes]
-
-
-# What a tokenizer is and which of the assets are its own; beside its files, so that assets describe themselves.
-DESCRIPTION = "clipette_tokenizer.json"
 
 
 class SavedTokenizer(Protocol):
@@ -79,17 +74,17 @@ class OpenClipTokenizer:
         (``clean``, ``strip_sep_token``, ``tokenizer_mode``). Raises ``ModelError`` where it cannot be loaded.
         """
         inner = _open_clip_hf(source, context_length, options)
-        return cls(inner, family="hf", options={"context_length": context_length, **options}, files=_saved(inner))
+        return cls(inner, family="hf", options={"context_length": context_length, **options}, files=saved_files(inner))
 
     @classmethod
     def from_assets(cls, assets: Assets) -> OpenClipTokenizer:
         """The inverse of ``assets``."""
-        description = _description(assets)
+        description = description_of(assets)
         options = dict(description["options"])
         if description["family"] == "clip":
             return cls.clip(**options)
-        files = _own_files(description, assets)
-        with _folder_of(files) as folder:
+        files = own_files(description, assets)
+        with FolderOf(files) as folder:
             inner = _open_clip_hf(folder, int(options["context_length"]), _without_length(options))
         return cls(inner, family="hf", options=options, files=files)
 
@@ -125,7 +120,7 @@ class OpenClipTokenizer:
 
     def assets(self) -> dict[str, bytes]:
         """Its files by name."""
-        return _assets(self._files, kind="open_clip", family=self._family, options=self._options)
+        return pack(self._files, kind="open_clip", family=self._family, options=self._options)
 
 
 class HFTokenizer:
@@ -156,7 +151,7 @@ class HFTokenizer:
         self._padding: Padding = padding
         self._mask = mask
         self._lower = lower
-        self._files = dict(files) if files is not None else _saved(inner)
+        self._files = dict(files) if files is not None else saved_files(inner)
 
     @classmethod
     def from_pretrained(
@@ -183,9 +178,9 @@ class HFTokenizer:
     @classmethod
     def from_assets(cls, assets: Assets, *, context_length: int | None = None) -> HFTokenizer:
         """The inverse of ``assets``; ``context_length`` overrides the stored one."""
-        description = _description(assets)
-        files = _own_files(description, assets)
-        with _folder_of(files) as folder:
+        description = description_of(assets)
+        files = own_files(description, assets)
+        with FolderOf(files) as folder:
             inner = _auto_tokenizer(folder, True)
         arguments = {name: description[name] for name in ("context_length", "padding", "mask", "lower")}
         if context_length is not None:
@@ -231,7 +226,7 @@ class HFTokenizer:
 
     def assets(self) -> dict[str, bytes]:
         """Its files by name, as ``save_pretrained`` writes them, and its settings."""
-        return _assets(
+        return pack(
             self._files,
             kind="hf",
             context_length=self._context_length,
@@ -290,7 +285,7 @@ class WordTokenizer:
     @classmethod
     def from_assets(cls, assets: Assets) -> WordTokenizer:
         """The inverse of ``assets``."""
-        return cls.from_json(_own_files(_description(assets), assets)["words.json"])
+        return cls.from_json(own_files(description_of(assets), assets)["words.json"])
 
     @property
     def context_length(self) -> int:
@@ -339,7 +334,7 @@ class WordTokenizer:
 
     def assets(self) -> dict[str, bytes]:
         """Its files by name."""
-        return _assets({"words.json": self.to_json().encode()}, kind="words")
+        return pack({"words.json": self.to_json().encode()}, kind="words")
 
     def _encode(self, text: str) -> list[int]:
         tokens: list[int] = []
@@ -359,7 +354,7 @@ TOKENIZERS: dict[str, Callable[[Assets], SavedTokenizer]] = {
 
 def build_tokenizer(assets: Assets) -> SavedTokenizer:
     """A tokenizer from its ``assets()``, among which other files may lie. Raises ``ModelError``."""
-    kind = _description(assets).get("kind")
+    kind = description_of(assets).get("kind")
     if kind not in TOKENIZERS:
         raise ModelError(f"this version of Clipette has no tokenizer '{kind}': was the model saved by a newer one?")
     return TOKENIZERS[kind](assets)
@@ -380,51 +375,6 @@ def _optional_id(value: int | None) -> int | None:
 
 def _without_length(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name != "context_length"}
-
-
-def _assets(files: Assets, **description: Any) -> dict[str, bytes]:
-    described = json.dumps({**description, "files": sorted(files)}, sort_keys=True, ensure_ascii=False)
-    return {**files, DESCRIPTION: described.encode()}
-
-
-def _description(assets: Assets) -> dict[str, Any]:
-    if DESCRIPTION not in assets:
-        raise ModelError(f"'{DESCRIPTION}' is missing from the model's assets: copy the whole folder")
-    return dict(json.loads(assets[DESCRIPTION]))
-
-
-def _own_files(description: Mapping[str, Any], assets: Assets) -> dict[str, bytes]:
-    missing = [name for name in description["files"] if name not in assets]
-    if missing:
-        raise ModelError(f"tokenizer file '{missing[0]}' is missing from the model's assets: copy the whole folder")
-    return {name: assets[name] for name in description["files"]}
-
-
-class _folder_of:
-    """A temporary folder holding ``files``: Hugging Face's loaders read only folders."""
-
-    def __init__(self, files: Assets) -> None:
-        self._files = files
-        self._folder = tempfile.TemporaryDirectory(prefix="clipette-tokenizer-")
-
-    def __enter__(self) -> Path:
-        root = Path(self._folder.name)
-        for name, data in self._files.items():
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        return root
-
-    def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
-
-
-def _saved(inner: Any) -> dict[str, bytes]:
-    """What ``save_pretrained`` writes, by relative name."""
-    with tempfile.TemporaryDirectory(prefix="clipette-tokenizer-") as name:
-        inner.save_pretrained(name)
-        root = Path(name)
-        return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def _auto_tokenizer(source: str | Path, local_files_only: bool) -> Any:

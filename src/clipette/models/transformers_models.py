@@ -18,21 +18,30 @@ from clipette.errors import ModelError
 from clipette.models.core import Blueprint, DualEncoder, ImageTower, TextTower
 from clipette.models.open_clip_models import Loaded
 from clipette.models.tokenizers import HFTokenizer, build_tokenizer
+from clipette.models.transformers_pixels import Pixels, pixels_of
 
 LOG = logging.getLogger(__name__)
-# PIL's numbers for the two resampling filters we have.
-RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 
 class PooledImage(nn.Module):
-    """A transformers vision model behind plain pixels: [B, 3, H, W] → its pooled output [B, hidden]."""
+    """A transformers vision model behind plain pixels: [B, 3, H, W] → its pooled output [B, hidden].
 
-    def __init__(self, model: nn.Module) -> None:
+    ``cut``: (height, width) of the centre that the model sees, where its processor squashes to a larger size first
+    (ALIGN: 346, cut 289). It is done here because ``Preprocess`` cuts only what kept its aspect ratio.
+    """
+
+    def __init__(self, model: nn.Module, cut: tuple[int, int] | None) -> None:
         super().__init__()
         self.model = model
+        self.cut = cut
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[B, hidden]."""
+        if self.cut is not None:
+            height, width = self.cut
+            # round() is half-to-even, as in torchvision's center_crop.
+            top, left = round((pixels.shape[2] - height) / 2), round((pixels.shape[3] - width) / 2)
+            pixels = pixels[:, :, top : top + height, left : left + width]
         out: Tensor = self.model(pixel_values=pixels).pooler_output
         return out
 
@@ -92,7 +101,7 @@ def read_transformers(reference: str, *, device: str | torch.device = "cpu", loc
     family = _family(config, reference)
     whole = _whole(name, config, local)
     notes: list[str] = []
-    image = _new_image_tower(config, _preprocess(name, config, local, notes))
+    image = _new_image_tower(config, _pixels(name, config, local, notes))
     text = _new_text_tower(config, _tokenizer(name, config, family, local, notes))
     _take_weights(whole, family, image, text)
     scale, bias = _scale_and_bias(whole, str(config.model_type))
@@ -102,7 +111,9 @@ def read_transformers(reference: str, *, device: str | torch.device = "cpu", loc
 
 def rebuild_transformers_image(arguments: Mapping[str, Any], assets: Mapping[str, bytes]) -> ImageTower:
     """An untrained image tower from the arguments of its blueprint."""
-    return _new_image_tower(_config_of(arguments), Preprocess.from_dict(arguments["preprocess"]))
+    cut = arguments["cut"]
+    pixels = Pixels(Preprocess.from_dict(arguments["preprocess"]), None if cut is None else (int(cut[0]), int(cut[1])))
+    return _new_image_tower(_config_of(arguments), pixels)
 
 
 def rebuild_transformers_text(arguments: Mapping[str, Any], assets: Mapping[str, bytes]) -> TextTower:
@@ -113,10 +124,16 @@ def rebuild_transformers_text(arguments: Mapping[str, Any], assets: Mapping[str,
     return _new_text_tower(_config_of(arguments), tokenizer)
 
 
-def _new_image_tower(config: Any, preprocess: Preprocess) -> ImageTower:
-    trunk, head, width = _family(config, config.model_type).image(config)
-    blueprint = Blueprint("transformers_image", {"config": _plain(config), "preprocess": preprocess.to_dict()})
-    return ImageTower(PooledImage(trunk), head, preprocess=preprocess, width=width, blueprint=blueprint)
+def _new_image_tower(config: Any, pixels: Pixels) -> ImageTower:
+    model, head, width = _family(config, config.model_type).image(config)
+    arguments = {
+        "config": _plain(config),
+        "preprocess": pixels.preprocess.to_dict(),
+        "cut": None if pixels.cut is None else list(pixels.cut),
+    }
+    trunk = PooledImage(model, pixels.cut)
+    blueprint = Blueprint("transformers_image", arguments)
+    return ImageTower(trunk, head, preprocess=pixels.preprocess, width=width, blueprint=blueprint)
 
 
 def _new_text_tower(config: Any, tokenizer: HFTokenizer) -> TextTower:
@@ -310,7 +327,7 @@ def _tokenizer(name: str, config: Any, family: Family, local: bool, notes: list[
     return tokenizer
 
 
-def _preprocess(name: str, config: Any, local: bool, notes: list[str]) -> Preprocess:
+def _pixels(name: str, config: Any, local: bool, notes: list[str]) -> Pixels:
     """From the image processor's settings, or, where the model has none, from its family's defaults."""
     from transformers import AutoImageProcessor
 
@@ -321,83 +338,23 @@ def _preprocess(name: str, config: Any, local: bool, notes: list[str]) -> Prepro
         if config.model_type == "align":
             raise ModelError(f"'{name}' has no preprocessor_config.json: save its image processor beside the model")
         notes.append(f"no image processor found: the defaults of '{config.model_type}' at {size} pixels are used")
-        return _default_preprocess(str(config.model_type), size)
+        return Pixels(_default_preprocess(str(config.model_type), size))
     try:
         processor = AutoImageProcessor.from_pretrained(
             name, local_files_only=local, trust_remote_code=False, backend="pil"
         )
     except Exception as error:  # hub clients and parsers raise many kinds
         raise ModelError(_unreadable(name, "image processor", error)) from error
-    preprocess = preprocess_of(processor, name)
-    if config.model_type != "align" and preprocess.size != size:
-        raise ModelError(f"the image processor of '{name}' makes {preprocess.size} pixels, its tower takes {size}")
-    return preprocess
+    pixels = pixels_of(processor, name)
+    if config.model_type != "align" and pixels.size != size:
+        raise ModelError(f"the image processor of '{name}' makes {pixels.size} pixels, its tower takes {size}")
+    return pixels
 
 
 def _default_preprocess(kind: str, size: tuple[int, int]) -> Preprocess:
     if kind == "clip":
         return Preprocess(size, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
     return Preprocess(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), mode="squash")
-
-
-def preprocess_of(processor: Any, name: str) -> Preprocess:
-    """Our ``Preprocess`` of a transformers image processor's settings.
-
-    Resize (squash, or by the shorter side), centre cut, and one affine map that joins rescaling, its offset and both
-    normalisations. Raises ``ModelError`` for anything else.
-    """
-    values = processor.to_dict()
-    if not values.get("do_resize", True):
-        raise ModelError(f"the image processor of '{name}' does not resize: images of any size are not supported")
-    resample = int(values.get("resample", 3))
-    if resample not in RESAMPLING:
-        raise ModelError(f"the image processor of '{name}' resamples by PIL filter {resample}: use 2 or 3")
-    mean, std = _affine(values)
-    resized, cut = _sides(values["size"]), values.get("crop_size") if values.get("do_center_crop") else None
-    target = _sides(cut) if cut else resized
-    common: dict[str, Any] = {"mean": mean, "std": std, "interpolation": RESAMPLING[resample]}
-    if isinstance(resized, int):
-        if not isinstance(target, tuple):
-            raise ModelError(f"the image processor of '{name}' keeps the aspect ratio and cuts nothing: not supported")
-        shorter = None if resized == target[0] == target[1] else resized
-        return Preprocess(size=target, mode="crop", shorter=shorter, **common)
-    square = resized if isinstance(target, int) else target
-    shorter = None if resized == square else resized[0]
-    if shorter is not None and resized[0] != resized[1]:
-        raise ModelError(f"the image processor of '{name}' resizes to {resized} and cuts {square}: not supported")
-    return Preprocess(size=square, mode="squash", shorter=shorter, **common)
-
-
-def _sides(size: Any) -> int | tuple[int, int]:
-    """transformers' size: the length of the shorter side, or (height, width)."""
-    if isinstance(size, int):
-        return size
-    values = dict(size)
-    if values.get("shortest_edge"):
-        return int(values["shortest_edge"])
-    return int(values["height"]), int(values["width"])
-
-
-def _affine(values: Mapping[str, Any]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """(mean, std) such that (byte / 255 - mean) / std is what the processor computes from a byte.
-
-    The processor: x = byte · factor - offset; if normalising, (x - m) / s; EfficientNet's ``include_top`` divides by s
-    again.
-    """
-    slope = [float(values.get("rescale_factor", 1 / 255)) * 255.0 if values.get("do_rescale", True) else 255.0] * 3
-    shift = [-1.0 if values.get("rescale_offset", False) else 0.0] * 3
-    deviations = [float(x) for x in values.get("image_std") or (1.0, 1.0, 1.0)]
-    if values.get("do_normalize", True):
-        means = [float(x) for x in values["image_mean"]]
-        shift = [(b - m) / s for b, m, s in zip(shift, means, deviations, strict=True)]
-        slope = [a / s for a, s in zip(slope, deviations, strict=True)]
-    if values.get("include_top", False):
-        shift = [b / s for b, s in zip(shift, deviations, strict=True)]
-        slope = [a / s for a, s in zip(slope, deviations, strict=True)]
-    # slope · x + shift = (x - mean) / std
-    std = [round(1.0 / a, 12) for a in slope]
-    mean = [round(-b / a, 12) for a, b in zip(slope, shift, strict=True)]
-    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
 def _unreadable(name: str, what: str, error: Exception) -> str:
