@@ -1,7 +1,7 @@
 """The rendered sample world: captioned pictures drawn by our own code, so that demo and tests download nothing.
 
 A class is texture × colour × shape (``striped red star``). Splits: ``pretrain`` (all compositions and all styles),
-``train``/``dev``/``test`` (48 seen classes, plain style), ``novel`` (32 held-out classes), and
+``train``/``dev``/``test`` (48 seen classes, plain style), ``novel`` (48 held-out classes), and
 ``shift-outline|noise|inverted|blurred`` (the scenes of ``test`` in other styles).
 """
 
@@ -41,9 +41,7 @@ class WorldSpec:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             near = difflib.get_close_matches(self.split, SPLITS, 1, 0.0)[0]
-            raise ConfigError(
-                f"world: no split {self.split!r}; did you mean {near!r}? Splits: {', '.join(SPLITS)}"
-            )
+            raise ConfigError(f"world: no split {self.split!r}; did you mean {near!r}? Splits: {', '.join(SPLITS)}")
         _check("n", self.n if self.n is not None else 1, 1, 100_000_000)
         _check("size", self.size, 8, 4096)
         _check("seed", self.seed, 0, 2**63 - 1)
@@ -51,10 +49,12 @@ class WorldSpec:
 
     @property
     def count(self) -> int:
+        """``n``, or the split's own number of samples."""
         return SPLITS[self.split].default_n if self.n is None else self.n
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """The split's class names, in the order of the labels."""
         return SPLITS[self.split].class_names
 
     @property
@@ -63,6 +63,7 @@ class WorldSpec:
         return f"world:{self.split}?n={self.count}&size={self.size}&seed={self.seed}&captions={self.captions}"
 
     def to_dict(self) -> dict[str, object]:
+        """Plain JSON values: what a manifest records."""
         return {**asdict(self), "n": self.count}
 
 
@@ -82,9 +83,11 @@ class WorldImage:
 
     @property
     def location(self) -> str:
+        """For messages: ``world:test?seed=0&size=64#12``."""
         return f"world:{self.split}?seed={self.seed}&size={self.size}#{self.index}"
 
     def scene(self) -> Scene:
+        """What the picture shows."""
         return draw_scene(self.split, self.seed, self.index)
 
     def pixels(self) -> Pixels:
@@ -92,14 +95,20 @@ class WorldImage:
         return render_scene(self.scene(), self.size)
 
     def read(self) -> bytes:
+        """PNG bytes, equal in every process (for one version of Pillow's zlib)."""
         buffer = io.BytesIO()
         Image.fromarray(self.pixels()).save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue()
 
 
+def world_image(spec: WorldSpec, index: int) -> WorldImage:
+    """Picture ``index`` of the split."""
+    return WorldImage(spec.split, spec.seed, index, spec.size)
+
+
 def world_sample(spec: WorldSpec, index: int) -> Sample:
     """Sample ``index`` of the split; its picture is drawn only when read."""
-    image = WorldImage(spec.split, spec.seed, index, spec.size)
+    image = world_image(spec, index)
     scene = image.scene()
     label = index % len(SPLITS[spec.split].classes)
     return Sample(
@@ -134,6 +143,8 @@ def load_world(rest: str, options: Mapping[str, str]) -> tuple[list[Sample], tup
         try:
             numbers[name] = int(text)
         except ValueError:
-            raise ConfigError(f"world:{rest}: {name}={text!r} is no whole number; write for example {name}=64") from None
+            raise ConfigError(
+                f"world:{rest}: {name}={text!r} is no whole number; write for example {name}=64"
+            ) from None
     spec = WorldSpec(rest or "train", **numbers)
     return world_samples(spec), spec.class_names

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
+from clipette.data.corruptions import bell_noise
 from clipette.data.world_scene import RGB, Scene, Thing
 from clipette.types import Floats
 
@@ -34,33 +35,37 @@ def render_scene(scene: Scene, size: int) -> Pixels:
 
 
 def _circle(x: Floats, y: Floats) -> Floats:
-    return np.sqrt(x * x + y * y) - np.float32(0.9)
+    distance: Floats = np.sqrt(x * x + y * y) - np.float32(0.9)
+    return distance
 
 
 def _square(x: Floats, y: Floats) -> Floats:
-    return np.maximum(np.abs(x), np.abs(y)) - np.float32(0.78)
+    distance: Floats = np.maximum(np.abs(x), np.abs(y)) - np.float32(0.78)
+    return distance
 
 
 def _triangle(x: Floats, y: Floats) -> Floats:
     y = y + np.float32(0.2)
     slanted = np.abs(x) * np.float32(0.8660254) + y * np.float32(0.5)
-    return np.maximum(slanted, -y) - np.float32(0.58)
+    distance: Floats = np.maximum(slanted, -y) - np.float32(0.58)
+    return distance
 
 
 def _star(x: Floats, y: Floats) -> Floats:
     """Five points: the plane folded onto one edge (Quilez, 2D distance functions)."""
     cos36, sin36 = np.float32(0.809016994), np.float32(0.587785252)
     x = np.abs(x)
-    fold = 2 * np.maximum(x * cos36 - y * sin36, 0)
+    fold: Floats = np.float32(2) * np.maximum(x * cos36 - y * sin36, 0)
     x, y = x - fold * cos36, y + fold * sin36
-    fold = 2 * np.maximum(-x * cos36 - y * sin36, 0)
+    fold = np.float32(2) * np.maximum(-x * cos36 - y * sin36, 0)
     x, y = np.abs(x + fold * cos36), y + fold * sin36
     tip, waist = np.float32(1.06), np.float32(0.46)
     edge_x, edge_y = waist * sin36, waist * cos36 - np.float32(1.0)
     y = y - tip
     along = np.clip((x * edge_x + y * edge_y) / (edge_x * edge_x + edge_y * edge_y), 0, tip)
     dx, dy = x - edge_x * along, y - edge_y * along
-    return np.sqrt(dx * dx + dy * dy) * np.sign(y * edge_x - x * edge_y)
+    distance: Floats = np.sqrt(dx * dx + dy * dy) * np.sign(y * edge_x - x * edge_y)
+    return distance
 
 
 def _heart(x: Floats, y: Floats) -> Floats:
@@ -73,25 +78,28 @@ def _heart(x: Floats, y: Floats) -> Floats:
     above = x * x + (y - 1) * (y - 1)
     below = (x - foot) * (x - foot) + (y - foot) * (y - foot)
     flank = np.sqrt(np.minimum(above, below)) * np.sign(x - y)
-    return np.where(x + y > 1, lobe, flank) / scale
+    distance: Floats = np.where(x + y > 1, lobe, flank) / scale
+    return distance
 
 
 def _cross(x: Floats, y: Floats) -> Floats:
     x, y = np.abs(x), np.abs(y)
     long, short = np.float32(0.94), np.float32(0.33)
-    return np.minimum(np.maximum(x - long, y - short), np.maximum(x - short, y - long))
+    distance: Floats = np.minimum(np.maximum(x - long, y - short), np.maximum(x - short, y - long))
+    return distance
 
 
 def _moon(x: Floats, y: Floats) -> Floats:
     x = x - np.float32(0.16)
     bite = x - np.float32(0.44)
-    return np.maximum(
-        np.sqrt(x * x + y * y) - np.float32(0.96), np.float32(0.78) - np.sqrt(bite * bite + y * y)
-    )
+    outer, inner = np.sqrt(x * x + y * y), np.sqrt(bite * bite + y * y)
+    distance: Floats = np.maximum(outer - np.float32(0.96), np.float32(0.78) - inner)
+    return distance
 
 
 def _ring(x: Floats, y: Floats) -> Floats:
-    return np.abs(np.sqrt(x * x + y * y) - np.float32(0.66)) - np.float32(0.27)
+    distance: Floats = np.abs(np.sqrt(x * x + y * y) - np.float32(0.66)) - np.float32(0.27)
+    return distance
 
 
 SHAPE_DISTANCES: Mapping[str, Callable[[Floats, Floats], Floats]] = MappingProxyType(
@@ -112,7 +120,8 @@ SHAPE_DISTANCES: Mapping[str, Callable[[Floats, Floats], Floats]] = MappingProxy
 
 def _wave(at: Floats) -> Floats:
     """Triangle wave of period 1 between -1/4 and 1/4: the signed distance to the edges of equal bands."""
-    return np.abs(at - np.floor(at) - np.float32(0.5)) - np.float32(0.25)
+    distance: Floats = np.abs(at - np.floor(at) - np.float32(0.5)) - np.float32(0.25)
+    return distance
 
 
 def _striped(u: Floats, v: Floats) -> Floats:
@@ -123,12 +132,14 @@ def _dotted(u: Floats, v: Floats) -> Floats:
     """A lattice of dots turned by 45 degrees."""
     s, t = (u + v) * np.float32(0.70710678), (u - v) * np.float32(0.70710678)
     s, t = s - np.floor(s) - np.float32(0.5), t - np.floor(t) - np.float32(0.5)
-    return np.sqrt(s * s + t * t) - np.float32(0.3)
+    distance: Floats = np.sqrt(s * s + t * t) - np.float32(0.3)
+    return distance
 
 
 def _checked(u: Floats, v: Floats) -> Floats:
     a, b = _wave(u * np.float32(0.8)), _wave(v * np.float32(0.8))
-    return np.maximum(np.minimum(a, -b), np.minimum(-a, b)) / np.float32(0.8)
+    distance: Floats = np.maximum(np.minimum(a, -b), np.minimum(-a, b)) * np.float32(1.25)
+    return distance
 
 
 TEXTURE_DISTANCES: Mapping[str, Callable[[Floats, Floats], Floats] | None] = MappingProxyType(
@@ -153,7 +164,7 @@ def _background(scene: Scene, size: int) -> Floats:
     x, y = _grid(size)
     angle = math.radians(scene.slope)
     across, down = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-    share = np.clip(np.float32(0.5) + (x - np.float32(0.5)) * across + (y - np.float32(0.5)) * down, 0, 1)
+    share: Floats = np.clip(np.float32(0.5) + (x - np.float32(0.5)) * across + (y - np.float32(0.5)) * down, 0, 1)
     near, far = _rgb(scene.near), _rgb(scene.far)
     if scene.style == "outline":
         far = near
@@ -174,7 +185,8 @@ def _paint(canvas: Floats, coverage: Floats, colour: Floats) -> None:
 
 
 def _cover(distance_in_pixels: Floats) -> Floats:
-    return np.clip(np.float32(0.5) - distance_in_pixels, 0, 1)
+    share: Floats = np.clip(np.float32(0.5) - distance_in_pixels, 0, 1)
+    return share
 
 
 def _pattern(thing: Thing, u: Floats, v: Floats) -> Floats | None:
@@ -222,15 +234,6 @@ def _unchanged(pixels: Pixels, scene: Scene) -> Pixels:
     return pixels
 
 
-def bell_noise(shape: tuple[int, ...], seed: int) -> Floats:
-    """Nearly normal noise of mean 0 and variance 1: sums of four random bytes, the same bits with every NumPy."""
-    count = math.prod(shape)
-    words = np.random.PCG64(seed).random_raw((count + 1) // 2).astype("<u8")
-    # Bytes of a word are independent; four of them make one value (variance 4 * (256^2 - 1) / 12 = 147.8^2).
-    sums = words.view(np.uint8)[: 4 * count].reshape(count, 4).sum(axis=1, dtype=np.float32)
-    return ((sums - np.float32(510)) / np.float32(147.8)).reshape(shape)
-
-
 def _noise(pixels: Pixels, scene: Scene) -> Pixels:
     sigma = np.float32(255 * (0.05 + 0.17 * scene.strength))
     return np.clip(pixels + sigma * bell_noise(pixels.shape, scene.noise_seed), 0, 255).astype(np.uint8)
@@ -242,7 +245,8 @@ def _inverted(pixels: Pixels, scene: Scene) -> Pixels:
     A photographic negative would turn red into turquoise, and the class's name would be wrong.
     """
     wide = pixels.astype(np.int16)
-    return (wide + (255 - wide.max(axis=2, keepdims=True) - wide.min(axis=2, keepdims=True))).astype(np.uint8)
+    turned: Pixels = (wide + (255 - wide.max(axis=2, keepdims=True) - wide.min(axis=2, keepdims=True))).astype(np.uint8)
+    return turned
 
 
 def _blurred(pixels: Pixels, scene: Scene) -> Pixels:

@@ -83,12 +83,15 @@ class Lot:
         self.random = random.Random(seed).random
 
     def uniform(self, low: float, high: float) -> float:
+        """A number in [low, high)."""
         return low + (high - low) * self.random()
 
     def pick(self, options: Sequence[T]) -> T:
+        """One of the options, each equally likely."""
         return options[int(self.random() * len(options))]
 
     def chance(self, probability: float) -> bool:
+        """True with this probability."""
         return self.random() < probability
 
 
@@ -126,8 +129,12 @@ def _compositions(offsets: tuple[int, ...]) -> tuple[Composition, ...]:
 
 SEEN = _compositions((0, 2, 5))
 """48 classes of the student's training set: 24 of the 64 (colour, shape) pairs, two textures each."""
-NOVEL = _compositions((1, 4))
-"""32 held-out classes: their (colour, shape) pairs occur in no training picture, in any texture."""
+NOVEL = _compositions((1, 4, 6))
+"""48 held-out classes: their (colour, shape) pairs occur in no training picture, in any texture.
+
+As many as seen ones, so that the two accuracies compare, and CoOp's base and novel halves of the joined classes are
+these very sets.
+"""
 EVERY = tuple(Composition(t, c, s) for s in SHAPES for c in COLOURS for t in TEXTURES)
 """All 256 compositions, which the broad pretraining set covers."""
 
@@ -183,6 +190,7 @@ class SplitLaw:
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """In the order of the labels."""
         return tuple(each.name for each in self.classes)
 
 
@@ -205,7 +213,7 @@ SPLITS: Mapping[str, SplitLaw] = MappingProxyType(
         "train": SplitLaw("train", SEEN, SEEN, default_n=4_000),
         "dev": SplitLaw("dev", SEEN, SEEN),
         "test": SplitLaw("test", SEEN, SEEN, default_n=960),
-        "novel": SplitLaw("novel", NOVEL, SEEN + NOVEL, default_n=640),
+        "novel": SplitLaw("novel", NOVEL, SEEN + NOVEL, default_n=960),
         "shift-outline": _shifted("outline"),
         "shift-noise": _shifted("noise"),
         "shift-inverted": _shifted("inverted"),
