@@ -25,7 +25,8 @@ def render(
     captions: Annotated[int, typer.Option(min=1, max=20, help="Captions a picture.")] = 5,
 ) -> None:
     """Write the rendered sample world as WebDataset tars."""
-    from clipette.data.world import WorldSpec, write_world
+    from clipette.data.world import WorldSpec
+    from clipette.data.world_write import write_world
 
     for path in write_world(out, WorldSpec(split, n, size, seed, captions)):
         typer.echo(str(path))
