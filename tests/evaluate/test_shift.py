@@ -19,7 +19,7 @@ from clipette.evaluate.robustness import corrupt, robustness
 from clipette.evaluate.shift import dataset_shift, domain_shift, shift_table
 from clipette.evaluate.zero_shot import zero_shot
 from clipette.metrics.bootstrap import Bootstrap
-from clipette.types import Encoded, Floats, Sample
+from clipette.types import Encoded, Failure, Floats, Sample
 
 from .fakes import CLASSES, FakeEncoder, classified, encoder_of, unit
 
@@ -186,3 +186,18 @@ def test_all_of_ours_run() -> None:
     result = robustness(encoder, data, strengths=(1, 5), templates=NAME_ONLY, settings=quick)
     assert set(result.table) == {"blur", "noise", "jpeg", "contrast", "occlusion"}
     assert all(0.0 <= figure.value <= 1.0 for cells in result.table.values() for figure in cells.values())
+
+
+def test_images_lost_to_a_corruption_are_listed_and_do_not_count() -> None:
+    data, encoder = drawings(20)
+
+    class Fragile(BrightnessEncoder):
+        def encode_samples(self, samples: Sequence[Sample], **more: object) -> Encoded:
+            lost = tuple(Failure(s.key, s.key, "spoilt") for s in samples if s.key == "d19#darkened-1")
+            read = BrightnessEncoder.encode_samples(self, [s for s in samples if s.key != "d19#darkened-1"])
+            return replace(read, failures=lost)
+
+    result = robustness(Fragile(texts=encoder.texts), data, {"darkened": darkened}, (1, 2), templates=NAME_ONLY)
+    assert [failure.key for failure in result.failures] == ["d19#darkened-1"]
+    assert result.table["darkened"][1].count == 19
+    assert (result.mean.value, result.mean.low, result.mean.high) == (1.0, 1.0, 1.0)

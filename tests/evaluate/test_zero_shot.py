@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +12,9 @@ from clipette.data.dataset import Dataset
 from clipette.errors import DataError, ModelError, UnsupportedError
 from clipette.evaluate.encoding import CachedEncoder, Settings
 from clipette.evaluate.zero_shot import class_vectors, classifier_accuracy, zero_shot
-from clipette.types import Sample
+from clipette.types import Encoded, Sample
 
-from .fakes import CLASSES, FakeClassifier, captioned, classified, encoder_of, unit
+from .fakes import CLASSES, FakeClassifier, FakeEncoder, captioned, classified, encoder_of, unit
 
 NAME_ONLY = ("{}",)
 
@@ -177,3 +178,16 @@ class _Elsewhere:
 
     def read(self) -> bytes:
         raise NotImplementedError
+
+
+def test_vectors_are_paired_by_key_whatever_order_comes_back() -> None:
+    data = classified()
+    encoder = encoder_of(data, broken=frozenset({"image4"}))
+
+    class Backwards(FakeEncoder):
+        def encode_samples(self, samples: Sequence[Sample], **more: object) -> Encoded:
+            return encoder.encode_samples(samples[::-1])
+
+    shuffled = zero_shot(Backwards(encoder.images, encoder.texts), data, NAME_ONLY)
+    assert shuffled.top1 == zero_shot(encoder, data, NAME_ONLY).top1
+    assert shuffled.items.keys == tuple(s.key for s in data.samples if s.key != "image4")

@@ -30,7 +30,11 @@ def test_a_constant_model_is_at_chance_everywhere() -> None:
     assert classification.correct_at(scores, labels, 1).mean() == pytest.approx(0.1)
     assert classification.correct_at(scores, labels, 5).mean() == pytest.approx(0.5)
     assert classification.confusion(scores, labels) == pytest.approx(np.full((10, 10), 0.2))
-    assert agreement.overlap_at(scores, scores, 1).mean() == pytest.approx(0.1)
+    decided = np.eye(10, dtype=np.float32)[labels]
+    assert agreement.overlap_at(scores, decided, 1).mean() == pytest.approx(0.1)
+    # Places: 2/10 of every class against all of one and 1/9 of each other.
+    assert agreement.overlap_at(scores, decided, 2) == pytest.approx((0.2 + 9 * 1 / 9) / 2)
+    assert agreement.overlap_at(scores, scores, 3) == pytest.approx(np.ones(20)), "a model agrees with itself"
 
 
 def test_confusion_and_per_class_agree_with_loops() -> None:

@@ -18,12 +18,12 @@ def _same_shape(left: Reals, right: Reals, what: str) -> None:
 def overlap_at(left: Reals, right: Reals, k: int) -> Doubles:
     """Share of the k best columns that two score matrices [N, C] have in common, per row [N]; k is cut to C.
 
-    sum_c P_left(c in top k) P_right(c in top k) / k: ties are broken at random and independently in each, so two models
-    that score everything alike agree by chance only (k / C). k = 1: "the same first class".
+    sum_c min(P_left(c in top k), P_right(c in top k)) / k, where P spreads exact ties evenly. k = 1: "the same first
+    class". A model agrees with itself at 1, ties or not; a constant model with one that decides by chance, k / C.
     """
     _same_shape(left, right, "scores")
     k = min(k, left.shape[1])
-    return np.asarray((inclusion(left, k) * inclusion(right, k)).sum(axis=1) / k, dtype=np.float64)
+    return np.asarray(np.minimum(inclusion(left, k), inclusion(right, k)).sum(axis=1) / k, dtype=np.float64)
 
 
 def kl_divergence(teacher_logits: Reals, student_logits: Reals) -> Doubles:

@@ -211,11 +211,13 @@ def reciprocal_rank(ranks: TiedRanks) -> Doubles:
     """1 / rank of the first relevant item [Q], expected over ties: sum_j P(first at j) / (above + j)."""
     query, above, tied, relevant = _first_groups(ranks)
     out = np.zeros(len(ranks.relevant_total), dtype=np.float64)
-    if not len(query):
-        return out
-    kinds, kind = np.unique(np.stack([above, tied, relevant], axis=1), axis=0, return_inverse=True)
-    expected = np.array([_expected_reciprocal(*map(int, row)) for row in kinds], dtype=np.float64)
-    out[query] = expected[kind.reshape(-1)]
+    out[query] = 1.0 / (above + 1)
+    several = tied > 1
+    if several.any():
+        groups = np.stack([above, tied, relevant], axis=1)[several]
+        kinds, kind = np.unique(groups, axis=0, return_inverse=True)
+        expected = np.array([_expected_reciprocal(*map(int, row)) for row in kinds], dtype=np.float64)
+        out[query[several]] = expected[kind.reshape(-1)]
     return out
 
 

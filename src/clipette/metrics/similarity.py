@@ -52,10 +52,13 @@ def top_k_of_scores(scores: Reals, k: int) -> Ints:
         return np.zeros((scores.shape[0], 0), dtype=np.int64)
     threshold = np.partition(scores, -k, axis=1)[:, -k, None]
     # Above the threshold everything enters; of those equal to it, the first columns do until k are reached.
-    above = scores > threshold
-    equal = scores == threshold
-    room = k - above.sum(axis=1, keepdims=True)
-    chosen = above | (equal & (np.cumsum(equal, axis=1) <= room))
+    chosen = scores >= threshold
+    crowded = np.flatnonzero(chosen.sum(axis=1) > k)
+    if len(crowded):
+        above = scores[crowded] > threshold[crowded]
+        equal = scores[crowded] == threshold[crowded]
+        room = k - above.sum(axis=1, keepdims=True)
+        chosen[crowded] = above | (equal & (np.cumsum(equal, axis=1) <= room))
     columns = np.nonzero(chosen)[1].reshape(scores.shape[0], k)
     order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
     return np.asarray(np.take_along_axis(columns, order, axis=1), dtype=np.int64)
