@@ -21,8 +21,8 @@ Interpolation: TypeAlias = Literal["bicubic", "bilinear"]
 Mode: TypeAlias = Literal["crop", "squash", "pad"]
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-# A 1 x 60,000 strip resized by its shorter side would need gigabytes; beyond this ratio its ends are cut off first.
-MAX_RATIO = 20
+# A 1 x 60,000 strip resized by its shorter side would need gigabytes, nearly all of it to be cut off again.
+FAR_LARGER = 20
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Preprocess:
 
     ``size``: (H, W). ``mode``: ``crop`` = resize the shorter side, then cut the centre (CLIP); ``squash`` = resize
     both sides (SigLIP); ``pad`` = resize the longer side, then pad with black. ``shorter``: in mode ``crop``, the
-    length of the shorter side before the cut, where it differs from ``size`` (e.g. 256 for a 224 cut). Raises
-    ``ConfigError`` for impossible values.
+    length of the shorter side before the cut, where it differs from ``size`` (e.g. 256 for a 224 cut); in mode
+    ``squash``, of both sides before the cut (ALIGN: 346 for 289). Raises ``ConfigError`` for impossible values.
     """
 
     size: tuple[int, int]
@@ -51,8 +51,8 @@ class Preprocess:
             raise ConfigError(f"preprocess: interpolation '{self.interpolation}' must be one of {sorted(RESAMPLING)}")
         if self.mode not in get_args(Mode):
             raise ConfigError(f"preprocess: mode '{self.mode}' must be one of {list(get_args(Mode))}")
-        if self.shorter is not None and (self.mode != "crop" or self.shorter < max(self.size)):
-            raise ConfigError(f"preprocess: shorter {self.shorter} is for mode crop and at least the size {self.size}")
+        if self.shorter is not None and (self.mode == "pad" or self.shorter < max(self.size)):
+            raise ConfigError(f"preprocess: shorter {self.shorter} must be at least the size {self.size}; not for pad")
 
     def __call__(self, image: Image.Image) -> Floats:
         """Full preprocessing of any Pillow image: float32 [3, H, W]."""
@@ -115,22 +115,27 @@ class Preprocess:
         """Resize and crop, squash or pad to ``size``."""
         height, width = self.size
         resampling = RESAMPLING[self.interpolation]
-        if self.mode == "squash":
-            return image.resize((width, height), resampling)
-        image = _without_far_ends(image)
-        resized = image.resize(self._resized_size(image.size), resampling)
-        if self.mode == "pad":
-            canvas = Image.new("RGB", (width, height))
-            canvas.paste(resized, ((width - resized.width) // 2, (height - resized.height) // 2))
-            return canvas
+        resized_width, resized_height = self._resized_size(image.size)
         # round() is half-to-even, as in torchvision's center_crop.
-        top, left = round((resized.height - height) / 2), round((resized.width - width) / 2)
-        return resized.crop((left, top, left + width, top + height))
+        top, left = round((resized_height - height) / 2), round((resized_width - width) / 2)
+        if self.mode == "crop" and resized_width * resized_height > FAR_LARGER * width * height:
+            # The same filter at the same places (up to Pillow's rounding), without what will be cut off.
+            across, down = image.width / resized_width, image.height / resized_height
+            box = (left * across, top * down, (left + width) * across, (top + height) * down)
+            return image.resize((width, height), resampling, box=box)
+        resized = image.resize((resized_width, resized_height), resampling)
+        if self.mode != "pad":
+            return resized.crop((left, top, left + width, top + height))
+        canvas = Image.new("RGB", (width, height))
+        canvas.paste(resized, ((width - resized_width) // 2, (height - resized_height) // 2))
+        return canvas
 
     def _resized_size(self, source: tuple[int, int]) -> tuple[int, int]:
         """(width, height) after resizing: torchvision's ``Resize(int)`` truncates, open_clip's keep-ratio rounds."""
         width, height = source
         target_height, target_width = self.size
+        if self.mode == "squash":
+            return self.shorter or target_width, self.shorter or target_height
         if self.mode == "crop" and (target_height == target_width or self.shorter is not None):
             short = self.shorter or target_height
             if width <= height:
@@ -139,18 +144,6 @@ class Preprocess:
         ratios = (height / target_height, width / target_width)
         ratio = max(ratios) if self.mode == "pad" else min(ratios)
         return max(1, round(width / ratio)), max(1, round(height / ratio))
-
-
-def _without_far_ends(image: Image.Image) -> Image.Image:
-    width, height = image.size
-    longest = MAX_RATIO * min(width, height)
-    if max(width, height) <= longest:
-        return image
-    if width > height:
-        left = (width - longest) // 2
-        return image.crop((left, 0, left + longest, height))
-    top = (height - longest) // 2
-    return image.crop((0, top, width, top + longest))
 
 
 @functools.lru_cache(maxsize=64)
