@@ -13,6 +13,7 @@ from PIL.Image import Image
 from clipette.data.images import DecodeSettings, decode_image
 from clipette.data.loading import iter_images
 from clipette.errors import BadImageError
+from clipette.memory import keep_freed_memory
 from clipette.models.core import DualEncoder, weights_digest
 from clipette.progress import track
 from clipette.types import Encoded, Failure, Floats, ImageInput, Sample
@@ -20,6 +21,7 @@ from clipette.types import Encoded, Failure, Floats, ImageInput, Sample
 
 def default_device(name: str | None = None) -> torch.device:
     """The asked device, or CUDA where there is one, or the CPU."""
+    keep_freed_memory()
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

@@ -43,6 +43,7 @@ class Objective:
         class_tokens: Mapping[str, Tensor] | None = None,
         teacher_model: DualEncoder | None = None,
         max_scale: float = 100.0,
+        seed: int = 0,
     ) -> None:
         self.terms = terms
         self.needs = needs_of(terms)
@@ -57,8 +58,10 @@ class Objective:
             wanting = [t.name for t in terms if any(name.startswith("teacher") for name in t.term.needs)]
             raise ConfigError(f"loss terms {', '.join(wanting)} need a teacher: name one, or remove them")
         if teacher is not None and student.dim != teacher.dim:
-            for side in sorted(sides):
-                self.parts[f"adapter_{side}"] = nn.Linear(student.dim, teacher.dim)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                for side in sorted(sides):
+                    self.parts[f"adapter_{side}"] = nn.Linear(student.dim, teacher.dim)
 
     @property
     def student(self) -> DualEncoder:

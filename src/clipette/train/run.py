@@ -225,6 +225,7 @@ def _objective(job: Job, student: DualEncoder) -> tuple[Objective, tuple[tuple[s
         class_tokens=tokens,
         teacher_model=live_teacher(job.teacher) if job.online else None,
         max_scale=job.recipe.train.max_scale,
+        seed=job.recipe.seed,
     )
     return task, carried
 

@@ -1,0 +1,216 @@
+"""The verbs: strings and paths in, rooms put together, results out. The command line is a thin skin over this file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipette.config import load_yaml
+from clipette.data.dataset import Dataset
+from clipette.data.sources import load_data
+from clipette.errors import ConfigError
+from clipette.models.inference import TorchEncoder
+from clipette.models.spec import ModelSpec
+from clipette.models.stored import StoredEncoder
+from clipette.resolve import resolve
+from clipette.store import Store, open_store
+from clipette.tasks.pour import PourPlan
+from clipette.tasks.pour import pour as pour_into
+from clipette.tasks.terms import needs_of, read_terms
+from clipette.train.recipe import Recipe, shipped
+from clipette.train.run import Job, run_job
+from clipette.types import Encoder
+
+
+def pour(
+    teacher: str,
+    data: Sequence[str],
+    out: str | Path,
+    *,
+    captions: bool = True,
+    classes: bool = True,
+    templates: str = "single",
+    views: int = 0,
+    view_policy: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    device: str | None = None,
+    precision: str = "auto",
+    max_failures: float = 0.1,
+    seed: int = 0,
+    text_corpus: Sequence[str] = (),
+) -> Path:
+    """Pour a teacher's outputs for images, views, captions and class texts into a store, once.
+
+    ``teacher`` and ``data`` are references; ``view_policy``: fields of ``data.views.ViewPolicy``; ``text_corpus``:
+    further sources of texts. Returns the store's folder. Poured again, only what is missing or changed is computed.
+    """
+    encoder = resolve(teacher, device=device)
+    if not isinstance(encoder, TorchEncoder):
+        raise ConfigError(f"{teacher} is stored already: distil from it directly, or import it with `stored:`")
+    sets = [load_data(reference) for reference in data]
+    texts = [text for reference in text_corpus for s in load_data(reference).samples for text in s.captions]
+    policy = {} if view_policy is None else {"policy": dict(view_policy)}
+    named = classes and any(each.class_names for each in sets)
+    plan = PourPlan.model_validate(
+        {
+            "views": views,
+            "captions": captions,
+            "templates": templates if named else None,
+            "batch_size": batch_size,
+            "precision": precision,
+            "max_failures": max_failures,
+            **policy,
+        }
+    )
+    return pour_into(encoder, sets, out, plan, seed=seed, texts=texts).path
+
+
+def read_recipe(recipe: str | Path | None, overrides: Sequence[str] = (), *, default: str) -> tuple[Recipe, Path]:
+    """A recipe by shipped name or path, and the folder that its relative paths start from."""
+    name = str(recipe or default)
+    known = shipped()
+    if name in known:
+        return load_yaml(Recipe, known[name], overrides), Path()
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"recipe '{name}': no such file, and no shipped recipe of that name ({', '.join(known)})")
+    return load_yaml(Recipe, path, overrides), path.parent
+
+
+def student_spec(reference: str, recipe: Recipe) -> ModelSpec:
+    """``--student``: a YAML file of a ``ModelSpec``, ``timm:NAME`` (the recipe's texts stay), ``open_clip:NAME``."""
+    kind, _, name = reference.partition(":")
+    if kind == "timm":
+        image = {"kind": "timm", "name": name, "head": {"kind": "linear"}}
+        return ModelSpec.model_validate({**recipe.student.model_dump(), "image": image})
+    if kind == "open_clip":
+        part = {"kind": "open_clip", "name": name}
+        return ModelSpec.model_validate({"image": part, "text": part})
+    return load_yaml(ModelSpec, Path(reference))
+
+
+def pretrain(
+    recipe: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    data: str | None = None,
+    dev: str | None = None,
+    out: str | Path,
+    resume: bool = True,
+    device: str | None = None,
+) -> Path:
+    """Train an image-text model on captions, without a teacher. Returns the run directory."""
+    read, base = read_recipe(recipe, overrides, default="clip")
+    if read.teacher is not None:
+        raise ConfigError(f"recipe '{read.name}' names a teacher: use `clipette distill`")
+    return _run(read, base, data=data, dev=dev, out=Path(out), resume=resume, device=device)
+
+
+def distill(
+    recipe: str | Path | None = None,
+    *,
+    teacher: str | None = None,
+    data: str | None = None,
+    dev: str | None = None,
+    student: str | None = None,
+    store: str | Path | None = None,
+    teacher_online: bool = False,
+    overrides: Sequence[str] = (),
+    out: str | Path,
+    resume: bool = True,
+    device: str | None = None,
+) -> Path:
+    """Train a student on a teacher's outputs; what the losses need is poured first if it is not stored.
+
+    Returns the run directory. ``teacher_online`` runs the teacher at every step instead, for comparison.
+    """
+    read, base = read_recipe(recipe, overrides, default="default")
+    if student is not None:
+        read = read.model_copy(update={"student": student_spec(student, read)})
+    return _run(
+        read,
+        base,
+        data=data,
+        dev=dev,
+        out=Path(out),
+        resume=resume,
+        device=device,
+        teacher=teacher,
+        store=store,
+        online=teacher_online,
+    )
+
+
+def _run(
+    recipe: Recipe,
+    base: Path,
+    *,
+    data: str | None,
+    dev: str | None,
+    out: Path,
+    resume: bool,
+    device: str | None,
+    teacher: str | None = None,
+    store: str | Path | None = None,
+    online: bool = False,
+) -> Path:
+    given = {"data": data or recipe.data, "dev": dev or recipe.dev, "teacher": teacher or recipe.teacher}
+    recipe = recipe.model_copy(update=given)
+    if recipe.data is None:
+        raise ConfigError("no training data: name it with --data, or in the recipe")
+    if not resume and out.exists():
+        shutil.rmtree(out)
+    train_set = load_data(recipe.data)
+    encoder = None if recipe.teacher is None else resolve(recipe.teacher, device=device)
+    opened, encoder = _outputs(recipe, encoder, train_set, store, online=online, out=out)
+    job = Job(
+        recipe=recipe,
+        data=_readable(train_set, opened),
+        out=out,
+        dev=None if recipe.dev is None else load_data(recipe.dev),
+        teacher=encoder,
+        store=opened,
+        online=online,
+        base=base,
+        device=device,
+    )
+    run_job(job)
+    return out
+
+
+def _outputs(
+    recipe: Recipe, teacher: Encoder | None, data: Dataset, store: str | Path | None, *, online: bool, out: Path
+) -> tuple[Store | None, Encoder | None]:
+    """The store to train from, poured if need be, and the teacher (the store itself where no other is named)."""
+    if store is not None:
+        opened = open_store(store)
+        if teacher is None:
+            return opened, StoredEncoder.of_store(opened)
+        if opened.identity["encoder"]["space"] != teacher.space:
+            raise ConfigError(f"store {store} was poured by another teacher than {teacher.name}: pour again, or leave one out")
+        return opened, teacher
+    needs = needs_of(read_terms(recipe.loss))
+    reads = any(name.startswith("teacher_") for name in needs)
+    if teacher is None or not isinstance(teacher, TorchEncoder) or online or not reads:
+        return None, teacher
+    policy = recipe.views.policy()
+    shared = recipe.student.text is not None and recipe.student.text.kind == "teacher"
+    captions = "teacher_text" in needs or (shared and "student_text" in needs)
+    plan = PourPlan(
+        images=recipe.views.count == 0 and "teacher_image" in needs,
+        views=recipe.views.count if "teacher_image" in needs else 0,
+        captions=captions,
+        **({} if policy is None else {"policy": policy}),
+    )
+    path = pour_into(teacher, data, out / "store", plan, seed=recipe.seed).path
+    return open_store(path), teacher
+
+
+def _readable(data: Dataset, store: Store | None) -> Dataset:
+    """The data without the samples that the pour could not read: they are recorded in the store."""
+    if store is None or not store.failures:
+        return data
+    bad = {failure.key for failure in store.failures}
+    return data.subset(sample.key for sample in data.samples if sample.key not in bad)
