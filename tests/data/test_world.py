@@ -42,6 +42,7 @@ from clipette.data.world_scene import (
     TEXTURES,
     draw_scene,
 )
+from clipette.data.world_sheet import GAP, LABEL_HEIGHT, LABEL_WIDTH, contact_sheet
 from clipette.data.world_write import write_world
 from clipette.errors import ConfigError, DataError
 
@@ -414,3 +415,11 @@ def test_a_folder_that_cannot_be_written_is_a_data_error(tmp_path: Path) -> None
         write_world(tmp_path / "file", WorldSpec("dev", n=1, size=16), workers=1)
     with pytest.raises(ConfigError, match="at least 1"):
         write_world(tmp_path, WorldSpec("dev", n=1), shard_size=0)
+
+
+def test_the_contact_sheet_holds_the_pictures() -> None:
+    sheet = contact_sheet(("test", "shift-blurred"), columns=3, size=32, stride=5)
+    assert sheet.size == (LABEL_WIDTH + 3 * (32 + GAP) + GAP, GAP + 2 * (32 + LABEL_HEIGHT + GAP))
+    left, top = LABEL_WIDTH + 2 * (32 + GAP), GAP + 32 + LABEL_HEIGHT + GAP
+    tile = np.asarray(sheet.crop((left, top, left + 32, top + 32)))
+    assert np.array_equal(tile, WorldImage("shift-blurred", 0, 10, 32).pixels())

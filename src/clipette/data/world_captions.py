@@ -15,7 +15,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cross": ("cross", "plus sign"),
         "ring": ("ring", "hoop"),
         "purple": ("purple", "violet"),
-        "turquoise": ("turquoise", "teal"),
+        "cyan": ("cyan", "turquoise"),
         "dotted": ("dotted", "spotted"),
         "checked": ("checked", "chequered"),
         "solid": ("solid", "plain"),

@@ -242,7 +242,7 @@ def _noise(pixels: Pixels, scene: Scene) -> Pixels:
 def _inverted(pixels: Pixels, scene: Scene) -> Pixels:
     """Lightness L becomes 1 - L in HSL, hue and saturation stay.
 
-    A photographic negative would turn red into turquoise, and the class's name would be wrong.
+    A photographic negative would turn red into cyan, and the class's name would be wrong.
     """
     wide = pixels.astype(np.int16)
     turned: Pixels = (wide + (255 - wide.max(axis=2, keepdims=True) - wide.min(axis=2, keepdims=True))).astype(np.uint8)

@@ -24,7 +24,7 @@ COLOURS: Mapping[str, RGB] = MappingProxyType(
         "orange": (244, 138, 26),
         "yellow": (244, 212, 44),
         "green": (56, 164, 72),
-        "turquoise": (38, 192, 192),
+        "cyan": (38, 192, 192),
         "blue": (44, 88, 214),
         "purple": (134, 60, 186),
         "pink": (246, 118, 182),
