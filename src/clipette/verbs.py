@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipette.config import load_yaml
+from clipette.config import find_recipe, load_yaml, shipped_recipes
 from clipette.data.dataset import Dataset
 from clipette.data.sources import load_data
+from clipette.data.views import ViewPolicy
 from clipette.errors import ConfigError
 from clipette.models.inference import TorchEncoder
 from clipette.models.spec import ModelSpec
@@ -19,7 +20,7 @@ from clipette.store import Store, open_store
 from clipette.tasks.pour import PourPlan
 from clipette.tasks.pour import pour as pour_into
 from clipette.tasks.terms import needs_of, read_terms
-from clipette.train.recipe import Recipe, shipped
+from clipette.train.recipe import Recipe
 from clipette.train.run import Job, run_job
 from clipette.types import Encoder
 
@@ -69,14 +70,9 @@ def pour(
 
 def read_recipe(recipe: str | Path | None, overrides: Sequence[str] = (), *, default: str) -> tuple[Recipe, Path]:
     """A recipe by shipped name or path, and the folder that its relative paths start from."""
-    name = str(recipe or default)
-    known = shipped()
-    if name in known:
-        return load_yaml(Recipe, known[name], overrides), Path()
-    path = Path(name)
-    if not path.is_file():
-        raise ConfigError(f"recipe '{name}': no such file, and no shipped recipe of that name ({', '.join(known)})")
-    return load_yaml(Recipe, path, overrides), path.parent
+    path = find_recipe(recipe or default)
+    base = Path() if path in shipped_recipes().values() else path.parent
+    return load_yaml(Recipe, path, overrides), base
 
 
 def student_spec(reference: str, recipe: Recipe) -> ModelSpec:
@@ -189,20 +185,19 @@ def _outputs(
         if teacher is None:
             return opened, StoredEncoder.of_store(opened)
         if opened.identity["encoder"]["space"] != teacher.space:
-            raise ConfigError(f"store {store} was poured by another teacher than {teacher.name}: pour again, or leave one out")
+            raise ConfigError(f"store {store} was poured by another teacher than {teacher.name}: pour again")
         return opened, teacher
     needs = needs_of(read_terms(recipe.loss))
     reads = any(name.startswith("teacher_") for name in needs)
     if teacher is None or not isinstance(teacher, TorchEncoder) or online or not reads:
         return None, teacher
-    policy = recipe.views.policy()
     shared = recipe.student.text is not None and recipe.student.text.kind == "teacher"
     captions = "teacher_text" in needs or (shared and "student_text" in needs)
     plan = PourPlan(
         images=recipe.views.count == 0 and "teacher_image" in needs,
         views=recipe.views.count if "teacher_image" in needs else 0,
         captions=captions,
-        **({} if policy is None else {"policy": policy}),
+        policy=recipe.views.policy() or ViewPolicy(),
     )
     path = pour_into(teacher, data, out / "store", plan, seed=recipe.seed).path
     return open_store(path), teacher

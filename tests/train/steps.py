@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from tests.train import tiny
 from torch import nn
 
 from clipette.tasks.feed import Feed, FeedPlan
@@ -18,7 +19,6 @@ from clipette.train.loop import set_mode
 from clipette.train.ranks import average_gradients
 from clipette.train.step import compute_gradients
 from clipette.types import View
-from tests.train import tiny
 
 LOSS = {"clip": 1, "image_cosine": 2, "in_batch_kl": 1}
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.train.steps import make_feed, make_task
 from torch import nn
 
 from clipette.train.loop import set_mode
 from clipette.train.step import compute_gradients
-from tests.train.steps import make_feed, make_task
 
 
 @pytest.mark.parametrize("micro_batches", [2, 3, 16])
 def test_accumulation_equals_the_whole_batch(micro_batches: int) -> None:
-    """Negatives do not shrink: gradients equal those of one batch (norms frozen, since statistics are a micro-batch's)."""
+    """Negatives do not shrink. Norms are frozen: their statistics would be a micro-batch's."""
     whole, parts = make_task(), make_task()
     for task in (whole, parts):
         set_mode(task.parts, freeze_norms=True)

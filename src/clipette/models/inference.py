@@ -114,9 +114,7 @@ class TorchEncoder:
             raise BadImageError(f"{image}: cannot be read ({error.strerror or error})") from error
         return decode_image(data, location=str(image), settings=self.settings)
 
-    def encode_samples(
-        self, samples: Sequence[Sample], *, batch_size: int = 64, progress: bool = False
-    ) -> Encoded:
+    def encode_samples(self, samples: Sequence[Sample], *, batch_size: int = 64, progress: bool = False) -> Encoded:
         preprocess = self.model.image_tower().preprocess
         keys: list[str] = []
         failures: list[Failure] = []

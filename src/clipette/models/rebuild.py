@@ -64,9 +64,7 @@ def table_text_tower(texts: tuple[str, ...], vectors: torch.Tensor) -> TextTower
     tokenizer = TableTokenizer(texts)
     dim = int(vectors.shape[1])
     blueprint = Blueprint("table_text", {"rows": len(texts), "dim": dim}, tokenizer.assets())
-    return TextTower(
-        TableTextTrunk(vectors), torch.nn.Identity(), tokenizer=tokenizer, width=dim, blueprint=blueprint
-    )
+    return TextTower(TableTextTrunk(vectors), torch.nn.Identity(), tokenizer=tokenizer, width=dim, blueprint=blueprint)
 
 
 def _table_text(arguments: Arguments, assets: Assets) -> TextTower:
@@ -105,5 +103,5 @@ BUILDERS: dict[str, Callable[[Arguments, Assets], ImageTower | TextTower]] = {
 def build_tower(blueprint: Blueprint) -> ImageTower | TextTower:
     """An untrained tower. Raises ``ModelError`` on a kind this version does not know."""
     if blueprint.kind not in BUILDERS:
-        raise ModelError(f"this version of Clipette cannot build a '{blueprint.kind}' tower: was it saved by a newer one?")
+        raise ModelError(f"this Clipette cannot build a '{blueprint.kind}' tower: was it saved by a newer one?")
     return BUILDERS[blueprint.kind](blueprint.arguments, blueprint.assets)

@@ -131,6 +131,11 @@ class StoredEncoder:
         return self.facts.logit_bias
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """Every stored wording; none where no texts are stored."""
+        return () if self._texts is None else self._texts.keys
+
+    @property
     def can_encode_text(self) -> bool:
         """Whether texts are stored: those wordings only."""
         return self._texts is not None

@@ -29,6 +29,7 @@ from clipette.types import Tokenizer
 
 SIGLIP_SCALE, SIGLIP_BIAS = math.log(10.0), -10.0
 CLIP_SCALE = math.log(1 / 0.07)
+NO_TEACHER_TEXT = "text: {kind: teacher} needs a teacher with a text tower; this one has none or is only stored"
 
 
 def build_model(
@@ -63,7 +64,7 @@ def build_model(
 
 def _space_width(spec: ModelSpec, teacher: DualEncoder | None) -> int | None:
     if isinstance(spec.text, TeacherText) and teacher is None:
-        raise ConfigError("text: {kind: teacher} needs a teacher with a text tower; this one has none or is only stored")
+        raise ConfigError(NO_TEACHER_TEXT)
     if spec.space == "teacher" and teacher is not None:
         if spec.dim is not None and spec.dim != teacher.dim:
             raise ConfigError(
@@ -99,7 +100,8 @@ def _with_head(tower: Any, head: HeadSpec, dim: int | None, side: str) -> Any:
     if dim is None:
         raise ConfigError(f"the {side} head needs the width of the space: set dim")
     inner = tower.blueprint
-    arguments = {"inner": {"kind": inner.kind, "arguments": dict(inner.arguments)}, "head": head.model_dump(), "dim": dim}
+    whole = {"kind": inner.kind, "arguments": dict(inner.arguments)}
+    arguments = {"inner": whole, "head": head.model_dump(), "dim": dim}
     blueprint = Blueprint(f"headed_{side}", {**arguments, "width": tower.width}, inner.assets)
     built = build_head(head.kind, tower.width, dim, head.hidden, head.dropout)
     if side == "image":
@@ -285,11 +287,11 @@ def small_trunk(arguments: Any) -> SmallTextTrunk:
 def _teacher_text_tower(spec: TeacherText, teacher: DualEncoder | None, dim: int | None) -> TextTower:
     """A copy of the teacher's text tower, or of some of its layers (weight inheritance for Hugging Face encoders)."""
     if teacher is None or teacher.text is None:
-        raise ConfigError("text: {kind: teacher} needs a teacher with a text tower; this one has none or is only stored")
+        raise ConfigError(NO_TEACHER_TEXT)
     tower = copy.deepcopy(teacher.text)
     if spec.layers is not None:
         if not isinstance(tower.trunk, HFTextTrunk):
-            raise ConfigError("text.layers works for Hugging Face text encoders only; this teacher's text tower is another")
+            raise ConfigError("text.layers works for Hugging Face text encoders only, and this teacher has another")
         keep_layers(tower.trunk.encoder, spec.layers)
         assets = {**tower.blueprint.assets, "config.json": encoder_config_bytes(tower.trunk.encoder)}
         tower.blueprint = Blueprint(tower.blueprint.kind, tower.blueprint.arguments, assets)
@@ -307,7 +309,7 @@ def _freeze(tower: ImageTower | TextTower, train: str) -> None:
 
 
 def local_reference(reference: str, base: Path) -> str:
-    """``package:NAME/sub`` is a folder inside an installed package; a path that exists under ``base`` wins over a hub id."""
+    """``package:NAME/sub`` is a folder of an installed package; a path under ``base`` that exists wins over a hub id."""
     if reference.startswith("package:"):
         name, _, inside = reference.removeprefix("package:").partition("/")
         found = importlib.util.find_spec(name)

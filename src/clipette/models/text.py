@@ -1,4 +1,4 @@
-"""Text trunks: Hugging Face encoders (whole or some of their layers), small transformers, and a table of stored texts."""
+"""Text trunks: Hugging Face encoders (whole or some of their layers), small transformers, tables of stored texts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from clipette.errors import ConfigError, ModelError, UnsupportedError

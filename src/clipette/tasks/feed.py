@@ -111,7 +111,7 @@ class FeedPlan:
     teacher_tokenizer: Tokenizer | None = None
     threads: int = 2
     cache_mb: int = 3000
-    settings: DecodeSettings = DecodeSettings()
+    settings: DecodeSettings = field(default_factory=DecodeSettings)
     max_failures: float = 0.1
 
 
@@ -122,12 +122,18 @@ class Feed:
     """
 
     def __init__(
-        self, samples: Sequence[Sample], plan: FeedPlan, outputs: Outputs | None = None, *, rank: int = 0, world: int = 1
+        self,
+        samples: Sequence[Sample],
+        plan: FeedPlan,
+        outputs: Outputs | None = None,
+        *,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if plan.texts or plan.teacher_texts:
             bare = next((s for s in samples if not s.captions), None)
             if bare is not None:
-                raise ConfigError(f"sample '{bare.key}' has no caption, but the losses read captions: use image-only losses")
+                raise ConfigError(f"sample '{bare.key}' has no caption, which the losses read: use image-only losses")
         if plan.batch_size > len(samples):
             raise ConfigError(f"batch_size {plan.batch_size} exceeds the {len(samples)} training samples")
         if plan.batch_size % world:
@@ -139,9 +145,7 @@ class Feed:
         self.steps_per_epoch = len(samples) // plan.batch_size
         self._share = slice(rank * plan.batch_size // world, (rank + 1) * plan.batch_size // world)
         self._order: tuple[int, Ints] = (-1, np.zeros(0, np.int64))
-        self.cache = ImageCache(
-            samples, settings=plan.settings, want=plan.preprocess.size, budget_mb=plan.cache_mb
-        )
+        self.cache = ImageCache(samples, settings=plan.settings, want=plan.preprocess.size, budget_mb=plan.cache_mb)
         self._limit = FailureLimit(plan.max_failures)
         self._pool = ThreadPoolExecutor(max(1, plan.threads), thread_name_prefix="clipette-feed")
 
@@ -195,9 +199,7 @@ class Feed:
     def _hash(self, what: str, epoch: int, position: int) -> int:
         return stable_hash(what, self.plan.seed, epoch, self.samples[position].key)
 
-    def _read_pixels(
-        self, positions: Ints, epoch: int, inputs: dict[str, Tensor], targets: dict[str, Tensor]
-    ) -> Ints:
+    def _read_pixels(self, positions: Ints, epoch: int, inputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Ints:
         found = list(self._pool.map(lambda p: self.cache.get(int(p)), positions))
         self._limit.check(list(self.cache.failures.values()), len(self.samples), what="training images")
         positions = np.array([at for at, _ in found], dtype=np.int64)

@@ -122,9 +122,7 @@ TERMS: dict[str, Term] = {
         PAIRS,
         options={"temperature": 1.0},
     ),
-    "in_batch_bce": Term(
-        lambda t, o: logits.in_batch_bce(*_pairs(t), **_scales(t), subtract_entropy=True), PAIRS
-    ),
+    "in_batch_bce": Term(lambda t, o: logits.in_batch_bce(*_pairs(t), **_scales(t), subtract_entropy=True), PAIRS),
     "distill_clip": Term(lambda t, o: logits.distill_clip_loss(*_pairs(t), **_scales(t)), PAIRS),
     "affinity": Term(
         lambda t, o: logits.affinity_mimicking(*_pairs(t), student_scale=o["scale"], teacher_scale=o["scale"]),
@@ -132,9 +130,7 @@ TERMS: dict[str, Term] = {
         options={"scale": 50.0},
     ),
     "class_text_kl": Term(
-        lambda t, o: logits.class_text_kl(
-            *_classes(t), **_scales(t), temperature=o["temperature"], top_k=o["top_k"]
-        ),
+        lambda t, o: logits.class_text_kl(*_classes(t), **_scales(t), temperature=o["temperature"], top_k=o["top_k"]),
         CLASSES,
         options={"temperature": 1.0, "top_k": None},
     ),

@@ -125,5 +125,3 @@ def text_trunk_features(
     if out is None:
         raise DataError("there are no captions to encode")
     return _keep(path, out)
-
-

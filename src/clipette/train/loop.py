@@ -132,9 +132,7 @@ class Loop:
             group["lr"] = rate * factor
         self.optimizer.zero_grad(set_to_none=True)
         seed = self.seed * 1_000_000_007 + self.step
-        output = compute_gradients(
-            self.task, batch, micro_batches=s.micro_batches, precision=s.precision, seed=seed
-        )
+        output = compute_gradients(self.task, batch, micro_batches=s.micro_batches, precision=s.precision, seed=seed)
         average_gradients(self.parts.parameters())
         norm = clip_gradients(self.parts.parameters(), s.clip_norm)
         if not (math.isfinite(float(output.loss.detach())) and math.isfinite(norm)):

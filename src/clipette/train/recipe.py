@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -68,11 +67,3 @@ class Recipe(StrictModel):
     figure: str | None = None
     seed: int = 0
     train: TrainSettings = TrainSettings()
-
-
-RECIPES = Path(__file__).parents[1] / "recipes"
-
-
-def shipped() -> dict[str, Path]:
-    """The recipes that come with Clipette, by name."""
-    return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}

@@ -24,6 +24,7 @@ from clipette.models.inference import TorchEncoder, default_device
 from clipette.models.rebuild import table_text_tower
 from clipette.models.saved import load_model, save_model
 from clipette.models.spec import TeacherText
+from clipette.models.stored import StoredEncoder
 from clipette.models.students import build_model
 from clipette.store.reader import Store
 from clipette.tasks.feed import CaptionIndex, Feed, FeedPlan, Outputs
@@ -174,13 +175,13 @@ def class_names(job: Job) -> tuple[str, ...]:
             raise ConfigError(f"classes.file not found: {path}")
         return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
     if settings.source == "teacher":
-        from clipette.models.stored import StoredEncoder
-
         if isinstance(job.teacher, StoredEncoder):
             return job.teacher.texts
         raise ConfigError("classes.source: teacher needs a teacher of stored embeddings that holds texts")
     if not job.data.class_names:
-        raise ConfigError("a class-text loss needs class names: the data has none, so set classes.names or classes.file")
+        raise ConfigError(
+            "a class-text loss needs class names, the data has none: set classes.names or classes.file"
+        )
     return job.data.class_names
 
 
@@ -217,7 +218,9 @@ def _objective(job: Job, student: DualEncoder) -> tuple[Objective, tuple[tuple[s
     if job.teacher is not None:
         facts = TeacherFacts(job.teacher.dim, job.teacher.logit_scale, job.teacher.logit_bias, classes)
     if job.recipe.student.space == "own" and student.text is None and "student_classes" in needs:
-        raise ConfigError("a student with neither a text tower nor its teacher's space cannot rank class texts: use space: teacher")
+        raise ConfigError(
+            "without a text tower a student ranks class texts only in its teacher's space: space: teacher"
+        )
     task = Objective(
         student,
         terms,
