@@ -115,7 +115,17 @@ def test_another_teacher_width_or_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
     with pytest.raises(StoreError, match=r"not empty and not a store \(it holds 'a\.jpg'\)"):
         StoreWriter(tmp_path / "photos", IDENTITY, DIM)
+    assert [entry.name for entry in (tmp_path / "photos").iterdir()] == ["a.jpg"]
+    with pytest.raises(StoreError, match="cannot be written"):
+        StoreWriter(tmp_path / "photos" / "a.jpg", IDENTITY, DIM)
     StoreWriter(path, IDENTITY, DIM).close()  # the refused writers let go of their locks
+
+
+def test_killed_while_writing_the_header_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "locks").mkdir()
+    (tmp_path / ".store.json.x1.tmp").write_bytes(b"{")
+    small_store(tmp_path)
+    assert not (tmp_path / ".store.json.x1.tmp").exists()
 
 
 def test_a_part_that_was_none_may_be_added_but_not_changed(tmp_path: Path) -> None:

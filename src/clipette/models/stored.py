@@ -126,7 +126,8 @@ def _array(path: Path) -> npt.NDArray[Any]:
 
 def _npz(path: Path, options: Mapping[str, str], reference: str) -> StoredEncoder:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, because numpy forgets to close an archive that it cannot read.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _named(options, file.files, reference)}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise StoreError(f"{path}: cannot be read as arrays of numbers and strings ({error})") from error

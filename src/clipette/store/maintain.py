@@ -13,7 +13,7 @@ from clipette.store.rows import Rows
 from clipette.store.writer import StoreWriter
 
 
-def compact(path: str | Path, *, shard_size: int = 4096) -> int:
+def compact(path: str | Path, *, shard_size: int = 1024) -> int:
     """Rewrite the live rows without the superseded ones; returns how many rows were removed.
 
     A reader that is open meanwhile must be opened anew: the files it maps are deleted.

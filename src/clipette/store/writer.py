@@ -53,6 +53,7 @@ class StoreWriter:
         self.rank = rank
         self._lock: int | None = None
         with storage_errors(self.path):
+            _refuse_other_folder(self.path)
             (self.path / "locks").mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(self.path, rank)
             try:
@@ -69,11 +70,6 @@ class StoreWriter:
     def _open_header(self, identity: Identity, dim: int, info: Mapping[str, Any]) -> Header:
         stored = read_header(self.path)
         if stored is None:
-            others = sorted(entry.name for entry in self.path.iterdir() if entry.name != "locks")
-            if others:
-                raise StoreError(
-                    f"{self.path}: not empty and not a store (it holds {others[0]!r}); name a new or an empty folder"
-                )
             header = Header(plain(identity), dim, plain(info))
         else:
             check_identity(self.path, stored, identity, dim)
@@ -239,6 +235,20 @@ class StoreWriter:
         for folder in (self.path, self.path / "commits"):
             for path in folder.glob(".*.tmp"):
                 path.unlink()
+
+
+def _refuse_other_folder(root: Path) -> None:
+    """Before anything is written: a folder that holds something else stays as it is."""
+    if not root.is_dir() or (root / "store.json").exists():
+        return
+    # A pour that was killed before it wrote its header leaves its locks, and perhaps half a header.
+    others = sorted(entry.name for entry in root.iterdir() if entry.name != "locks" and not _is_temporary(entry))
+    if others:
+        raise StoreError(f"{root}: not empty and not a store (it holds {others[0]!r}); name a new or an empty folder")
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".store.json.") and path.suffix == ".tmp"
 
 
 def _check_groups(rows: Rows, per_key: int) -> None:

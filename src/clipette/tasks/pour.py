@@ -38,8 +38,8 @@ class PourPlan(StrictModel):
     ``images``: the whole image, by the teacher's own preprocessing. ``views``: K augmented views an image, drawn from
     ``policy``. ``captions``: every caption. ``templates``: class texts, by the name of a set of templates or as
     templates with ``{}``; None pours none. ``descriptions``: sentences of a language model for each class, poured
-    with the class texts. ``precision``: ``auto`` is bf16 on CUDA and fp32 elsewhere. ``shard_size``: samples a shard.
-    ``max_failures``: the share of samples that may fail before the pour does.
+    with the class texts. ``precision``: ``auto`` is bf16 on CUDA and fp32 elsewhere. ``shard_size``: samples a shard,
+    the most that a kill can lose on one rank. ``max_failures``: the share of samples that may fail before the pour does.
     """
 
     images: bool = True
@@ -50,7 +50,7 @@ class PourPlan(StrictModel):
     descriptions: dict[str, list[str]] | None = None
     batch_size: int = Field(default=64, ge=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    shard_size: int = Field(default=4096, ge=1)
+    shard_size: int = Field(default=1024, ge=1)
     decode: DecodeSettings = DecodeSettings()
     threads: int = Field(default=2, ge=0)
     max_failures: float = Field(default=0.1, ge=0, le=1)
