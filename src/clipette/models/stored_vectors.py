@@ -146,11 +146,6 @@ class StoredEncoder:
         return self._images is not None
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        """Every text that has a vector."""
-        return self._texts.keys if self._texts is not None else ()
-
-    @property
     def keys(self) -> tuple[str, ...]:
         """The key of every image that has a vector."""
         return self._images.keys if self._images is not None else ()

@@ -39,7 +39,8 @@ class PourPlan(StrictModel):
     ``policy``. ``captions``: every caption. ``templates``: class texts, by the name of a set of templates or as
     templates with ``{}``; None pours none. ``descriptions``: sentences of a language model for each class, poured
     with the class texts. ``precision``: ``auto`` is bf16 on CUDA and fp32 elsewhere. ``shard_size``: samples a shard,
-    the most that a kill can lose on one rank. ``max_failures``: the share of samples that may fail before the pour does.
+    the most that a kill can lose on one rank. ``max_failures``: the share of samples that
+    may fail before the pour does.
     """
 
     images: bool = True
