@@ -11,12 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of one step, all with the batch as first dimension.
+    """Tensors of one step: B rows of images, and k·B rows of captions, image by image.
 
     ``inputs``: what the student reads (``pixels`` [B, 3, H, W] or ``image_trunk`` [B, W]; ``text_trunk`` [B, W];
     ``teacher_pixels``). ``tokens``: the student's tokenized captions [B, L];
     ``teacher_tokens``: an online teacher's. ``targets``: what only the loss reads
-    (``teacher_image`` [B, Dt], ``teacher_text`` [B, Dt], ``ids`` [B], ``labels`` [B], -1 where unknown).
+    (``teacher_image`` [B, Dt], ``teacher_text`` [k·B, Dt], ``ids`` [B] and ``text_ids`` [k·B]: whose picture it is,
+    ``labels`` [B], -1 where unknown).
     """
 
     inputs: Mapping[str, Tensor]
@@ -29,13 +30,17 @@ class Batch:
         return len(self.targets["ids"])
 
     def part(self, start: int, stop: int) -> Batch:
-        """Rows ``start`` to ``stop``: one micro-batch."""
-        return Batch(
-            {name: value[start:stop] for name, value in self.inputs.items()},
-            {name: value[start:stop] for name, value in self.targets.items()},
-            {name: value[start:stop] for name, value in self.tokens.items()},
-            {name: value[start:stop] for name, value in self.teacher_tokens.items()},
-        )
+        """Images ``start`` to ``stop`` with their captions: one micro-batch."""
+
+        def cut(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            # Captions have k rows for each image.
+            out = {}
+            for name, value in values.items():
+                each = len(value) // self.size
+                out[name] = value[start * each : stop * each]
+            return out
+
+        return Batch(cut(self.inputs), cut(self.targets), cut(self.tokens), cut(self.teacher_tokens))
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""

@@ -27,6 +27,9 @@ class Outputs(Protocol):
     """A teacher's stored outputs, by position among the training samples and captions."""
 
     @property
+    def has_views(self) -> bool: ...
+
+    @property
     def has_texts(self) -> bool: ...
 
     def draw(self, positions: Ints, epoch: int) -> Draw: ...
@@ -78,16 +81,19 @@ class CaptionIndex:
         self.texts: list[str] = [caption for sample in samples for caption in sample.captions]
         self.starts: Ints = np.concatenate([[0], np.cumsum([len(s.captions) for s in samples])]).astype(np.int64)
 
-    def pick(self, positions: Ints, keys: Sequence[str], seed: int, epoch: int) -> Ints:
-        """One caption of each sample for this epoch, by a hash."""
-        counts = self.starts[positions + 1] - self.starts[positions]
-        draws = [stable_hash("caption", seed, epoch, key) for key in keys]
-        return self.starts[positions] + np.array([d % max(1, int(c)) for d, c in zip(draws, counts, strict=True)])
+    def pick(self, positions: Ints, keys: Sequence[str], seed: int, epoch: int, *, each: int = 1) -> Ints:
+        """``each`` captions of each sample for this epoch: neighbours in its list, from a start drawn by a hash."""
+        rows = np.empty((len(positions), each), dtype=np.int64)
+        for row, (position, key) in enumerate(zip(positions, keys, strict=True)):
+            first, stop = int(self.starts[position]), int(self.starts[position + 1])
+            draw = stable_hash("caption", seed, epoch, key)
+            rows[row] = [first + (draw + step) % max(1, stop - first) for step in range(each)]
+        return rows.reshape(-1)
 
 
 @dataclass(frozen=True)
 class FeedPlan:
-    """What the batches must carry.
+    """What the batches must carry. ``images`` false: a corpus of texts, for a text tower alone.
 
     ``preprocess``: the student's. ``tokenizer``: where captions are encoded in the loop. ``image_trunk`` [n, V, W]:
     cached outputs of a frozen image trunk for V fixed views (then no pixels are read); ``text_trunk`` [captions, W]
@@ -100,7 +106,9 @@ class FeedPlan:
     preprocess: Preprocess
     policy: ViewPolicy | None = None
     sizes: Mapping[int, int] = field(default_factory=dict)
+    images: bool = True
     texts: bool = True
+    captions_per_image: int = 1
     teacher_texts: bool = False
     teacher_images: bool = False
     tokenizer: Tokenizer | None = None
@@ -154,6 +162,11 @@ class Feed:
         """Images that could not be read, so far."""
         return tuple(self.cache.failures[i] for i in sorted(self.cache.failures))
 
+    def recall(self, failures: Sequence[Failure]) -> None:
+        """Failures that an interrupted run has recorded: they are not read, nor counted, a second time."""
+        places = {sample.key: position for position, sample in enumerate(self.samples)}
+        self.cache.failures.update({places[f.key]: f for f in failures if f.key in places})
+
     def positions(self, step: int) -> tuple[Ints, int]:
         """This rank's sample positions at ``step``, and the epoch."""
         epoch, within = divmod(step, self.steps_per_epoch)
@@ -181,7 +194,9 @@ class Feed:
         targets: dict[str, Tensor] = {}
         tokens: dict[str, Tensor] = {}
         teacher_tokens: dict[str, Tensor] = {}
-        if self.plan.image_trunk is not None:
+        if not self.plan.images:
+            pass
+        elif self.plan.image_trunk is not None:
             views = self.plan.image_trunk.shape[1]
             chosen = np.array([self._hash("trunk view", epoch, p) % views for p in positions], dtype=np.int64)
             inputs["image_trunk"] = self.plan.image_trunk[torch.from_numpy(positions), torch.from_numpy(chosen)]
@@ -191,6 +206,7 @@ class Feed:
             positions = self._read_pixels(positions, epoch, inputs, targets)
         if self.plan.texts or self.plan.teacher_texts:
             self._read_texts(positions, epoch, inputs, targets, tokens, teacher_tokens)
+            targets["text_ids"] = torch.from_numpy(positions).repeat_interleave(self.plan.captions_per_image)
         targets["ids"] = torch.from_numpy(positions)
         labels = [-1 if self.samples[p].label is None else int(self.samples[p].label or 0) for p in positions]
         targets["labels"] = torch.tensor(labels, dtype=torch.int64)
@@ -241,7 +257,8 @@ class Feed:
         teacher_tokens: dict[str, Tensor],
     ) -> None:
         plan = self.plan
-        rows = self.captions.pick(positions, [self.samples[p].key for p in positions], plan.seed, epoch)
+        keys = [self.samples[p].key for p in positions]
+        rows = self.captions.pick(positions, keys, plan.seed, epoch, each=plan.captions_per_image)
         index = torch.from_numpy(rows)
         texts = [self.captions.texts[r] for r in rows]
         if plan.teacher_tokenizer is not None:

@@ -22,16 +22,24 @@ class Draw:
 
 
 class StoredOutputs:
-    """A store's images, views and texts, joined to the training samples by key once, then read by row."""
+    """A store's images, views and texts, joined to the training samples by key once, then read by row.
 
-    def __init__(self, store: Store, samples: Sequence[Sample], captions: Sequence[str], *, seed: int) -> None:
+    ``images`` false: only texts are wanted, and the samples may have no images.
+    """
+
+    def __init__(
+        self, store: Store, samples: Sequence[Sample], captions: Sequence[str], *, seed: int, images: bool = True
+    ) -> None:
         self.dim = store.dim
         self._seed = seed
         self._keys = [sample.key for sample in samples]
         self._store = store
         self._views: Table | None = store.views
         self._images = store.images
-        if self._views is not None:
+        self._rows: Ints = np.zeros((0, 1), dtype=np.int64)
+        if not images:
+            self._views = None
+        elif self._views is not None:
             self._rows = self._views.view_rows(self._keys)
         elif self._images is not None:
             self._rows = self._images.rows(self._keys)[:, None]
@@ -45,6 +53,11 @@ class StoredOutputs:
     def _read_views(self) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]:
         assert self._views is not None
         return {name: np.asarray(column) for name, column in self._views.columns.items() if name != "content"}
+
+    @property
+    def has_views(self) -> bool:
+        """Whether the vectors are those of augmented views."""
+        return self._views is not None
 
     @property
     def has_texts(self) -> bool:
@@ -96,6 +109,10 @@ class EncodedOutputs:
         self.dim = teacher.dim
         self._images = encoded.vectors
         self._texts = teacher.encode_texts(captions) if captions and teacher.can_encode_text else None
+
+    @property
+    def has_views(self) -> bool:
+        return False
 
     @property
     def has_texts(self) -> bool:

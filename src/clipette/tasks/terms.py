@@ -39,6 +39,11 @@ def _scales(t: Tensors) -> dict[str, Tensor]:
     return {name: t[name] for name in ("student_scale", "teacher_scale", "student_bias", "teacher_bias")}
 
 
+def _whose(t: Tensors) -> dict[str, Tensor]:
+    """Whose picture and whose caption each row is: several captions of one picture are all right answers."""
+    return {"ids": t["ids"], "text_ids": t["text_ids"]}
+
+
 def _pairs(t: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return t["student_image"], t["student_text"], t["teacher_image"], t["teacher_text"]
 
@@ -48,12 +53,12 @@ def _classes(t: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _clip(t: Tensors, o: Options) -> Tensor:
-    return contrastive.clip_loss(t["student_image"], t["student_text"], scale=t["student_scale"], ids=t["ids"])
+    return contrastive.clip_loss(t["student_image"], t["student_text"], scale=t["student_scale"], **_whose(t))
 
 
 def _siglip(t: Tensors, o: Options) -> Tensor:
     return contrastive.siglip_loss(
-        t["student_image"], t["student_text"], scale=t["student_scale"], bias=t["student_bias"], ids=t["ids"]
+        t["student_image"], t["student_text"], scale=t["student_scale"], bias=t["student_bias"], **_whose(t)
     )
 
 
@@ -69,7 +74,7 @@ def _interactive(t: Tensors, o: Options) -> Tensor:
         t["teacher_image"],
         t["teacher_text"],
         scale=t["student_scale"],
-        ids=t["ids"],
+        **_whose(t),
     )
 
 
@@ -123,7 +128,9 @@ TERMS: dict[str, Term] = {
         options={"temperature": 1.0},
     ),
     "in_batch_bce": Term(lambda t, o: logits.in_batch_bce(*_pairs(t), **_scales(t), subtract_entropy=True), PAIRS),
-    "distill_clip": Term(lambda t, o: logits.distill_clip_loss(*_pairs(t), **_scales(t)), PAIRS),
+    "distill_clip": Term(
+        lambda t, o: logits.distill_clip_loss(*_pairs(t), **_scales(t), subtract_entropy=False), PAIRS
+    ),
     "affinity": Term(
         lambda t, o: logits.affinity_mimicking(*_pairs(t), student_scale=o["scale"], teacher_scale=o["scale"]),
         PAIRS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from clipette.data.loading import load_image, map_ordered
 from clipette.data.preprocess import Bytes
 from clipette.data.views import ViewPolicy, draw_view
 from clipette.errors import DataError
-from clipette.io import digest_json, write_atomic
+from clipette.io import digest, digest_json, write_atomic
 from clipette.models.core import ImageTower, TextTower, weights_digest
 from clipette.models.saved import state_bytes
 from clipette.progress import track
@@ -26,6 +27,29 @@ from clipette.types import Failure, Sample, View
 def trunk_is_frozen(tower: ImageTower | TextTower) -> bool:
     """Whether nothing below the head learns."""
     return not any(p.requires_grad for p in tower.trunk.parameters())
+
+
+def _trunk_facts(tower: ImageTower | TextTower) -> dict[str, object]:
+    """What changes a trunk's output: its weights, and what they do not tell (pooling, arguments, the tokenizer)."""
+    blueprint = tower.blueprint
+    return {
+        "weights": weights_digest(tower.trunk),
+        "kind": blueprint.kind,
+        "arguments": {name: value for name, value in blueprint.arguments.items() if name not in ("head", "dim")},
+        "assets": {name: digest(content) for name, content in blueprint.assets.items()},
+    }
+
+
+def _stamp(sample: Sample) -> list[object]:
+    """Where an image is, with its file's size and time, so that another or a changed image is another."""
+    if sample.image is None:
+        return []
+    location = sample.image.location
+    try:
+        status = os.stat(location)
+    except OSError:  # inside a tar, or in memory
+        return [location]
+    return [location, status.st_size, status.st_mtime_ns]
 
 
 def _cached(path: Path) -> Tensor | None:
@@ -58,9 +82,11 @@ def image_trunk_features(
     list what is damaged and leave it out.
     """
     what = {
-        "weights": weights_digest(tower.trunk),
+        "trunk": _trunk_facts(tower),
         "preprocess": tower.preprocess.to_dict(),
-        "keys": [sample.key for sample in samples],
+        # Two sources may use the same keys for other images.
+        "samples": [[sample.key, _stamp(sample)] for sample in samples],
+        "decode": settings.to_dict(),
         "views": views,
         "policy": None if policy is None else policy.to_dict(),
         "seed": seed,
@@ -105,7 +131,7 @@ def text_trunk_features(
     tower: TextTower, texts: Sequence[str], *, folder: Path, device: torch.device, batch_size: int = 128
 ) -> Tensor:
     """[n, W] trunk outputs of the captions, encoded in order of length (little padding). Kept in ``folder``."""
-    what = {"weights": weights_digest(tower.trunk), "texts": digest_json(list(texts))}
+    what = {"trunk": _trunk_facts(tower), "texts": digest_json(list(texts))}
     path = folder / f"text-{digest_json(what)[:16]}.safetensors"
     known = _cached(path)
     if known is not None:

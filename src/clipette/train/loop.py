@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from clipette.train.optim import MovingAverage, build_optimizer, clip_gradients,
 from clipette.train.ranks import average_gradients, barrier, broadcast_state, rank
 from clipette.train.settings import TrainSettings
 from clipette.train.step import NORMS, compute_gradients
+from clipette.types import Failure
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,12 @@ class Loop:
         self.device = device
         self.dev = dev
         self.identity = identity
+        if settings.keep == "best" and dev is None:
+            raise ConfigError("keep: best needs dev data to choose by: name it with --dev, or use keep: last")
         self.total = settings.steps or max(1, round(settings.epochs * feed.steps_per_epoch))
         self.parts = task.parts.to(device)
         if settings.channels_last and task.student.image is not None:
-            task.student.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            task.student.image.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.parts, settings.optimizer)
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.average = MovingAverage(self.parts, settings.ema) if settings.ema is not None else None
@@ -99,7 +102,6 @@ class Loop:
             steps_per_epoch=self.feed.steps_per_epoch,
         )
         evaluate_every, save_every = (n or self.feed.steps_per_epoch for n in (s.evaluate_every, s.save_every))
-        first, spent = self.step, self.seconds
         if self.step == 0:
             self._measure(log)
         batches = self.feed.run(self.step, self.total)
@@ -120,8 +122,7 @@ class Loop:
             clock = time.perf_counter()
         log.close()
         self._finish()
-        images = (self.step - first) * s.batch_size
-        speed = images / (self.seconds - spent) if self.seconds > spent else 0.0
+        speed = self.step * s.batch_size / self.seconds if self.seconds > 0 else 0.0
         return LoopResult(self.step, self.seconds, speed, self.best, self.best_step if self.best is not None else None)
 
     def _update(self, batch: Batch) -> tuple[StepOutput, float, float]:
@@ -142,7 +143,9 @@ class Loop:
             )
         self.optimizer.step()
         with torch.no_grad():
-            self.task.student.logit_scale.clamp_(max=math.log(s.max_scale))
+            scale = self.task.student.logit_scale
+            if scale.requires_grad:
+                scale.clamp_(max=math.log(s.max_scale))
         if self.average is not None:
             self.average.update(self.parts)
         return output, norm, factor
@@ -174,6 +177,7 @@ class Loop:
                 "seconds": self.seconds,
                 "best": self.best,
                 "best_step": self.best_step,
+                "failures": [asdict(failure) for failure in self.feed.failures],
             }
             save_checkpoint(
                 self.folder / "checkpoints",
@@ -196,6 +200,7 @@ class Loop:
         state = load_checkpoint(path, modules=self.parts, optimizer=self.optimizer, average=self.average)
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self.best, self.best_step = state["best"], int(state["best_step"])
+        self.feed.recall([Failure(**failure) for failure in state.get("failures", [])])
 
     def _finish(self) -> None:
         if self.settings.keep == "best" and self._best_path.is_file():

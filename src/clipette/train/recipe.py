@@ -46,8 +46,9 @@ class Recipe(StrictModel):
     """A whole experiment.
 
     ``loss``: terms of ``tasks/terms.py`` with weights. ``init``: a run directory whose weights the student starts
-    from. ``freeze_scale``: keep ``logit_scale`` (and bias) as it starts. ``figure``: the dev value that is watched
-    (``mean_recall`` with captions, ``top1`` with classes).
+    from. ``captions_per_image``: how many captions of an image are in one batch. ``trunk_views``: views kept of each
+    image where its trunk is frozen. ``freeze_scale``: keep ``logit_scale`` (and bias) as it starts. ``figure``: the
+    dev value that is watched (``mean_recall`` with captions, ``top1`` with classes).
     """
 
     name: str
@@ -62,6 +63,7 @@ class Recipe(StrictModel):
     classes: ClassSettings = ClassSettings()
     init: str | None = None
     freeze_scale: bool = False
+    captions_per_image: int = Field(default=1, ge=1)
     trunk_views: int = Field(default=1, ge=1)
     scaled_decode: bool = False
     figure: str | None = None

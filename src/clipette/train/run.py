@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from clipette.config import dump_yaml
 from clipette.data.dataset import Dataset
 from clipette.data.images import DecodeSettings
-from clipette.errors import ConfigError, ModelError, UnsupportedError
+from clipette.errors import ConfigError, ModelError, StoreError, UnsupportedError
 from clipette.evaluate.zero_shot import class_vectors
 from clipette.io import digest_json, write_atomic, write_json
 from clipette.models.core import DualEncoder, set_trainable, weights_digest
@@ -68,7 +68,13 @@ def run_job(job: Job) -> LoopResult:
     device = default_device(job.device)
     if recipe.train.threads is not None and device.type == "cpu":
         torch.set_num_threads(recipe.train.threads)
+    if job.store is not None and job.teacher is not None and job.store.dim != job.teacher.dim:
+        raise StoreError(
+            f"store {job.store.path} is {job.store.dim} wide but the teacher {job.teacher.name} {job.teacher.dim}: "
+            "it is another teacher's; pour again"
+        )
     student = build_student(job)
+    _check_sizes(recipe, student)
     if device.type != "cpu":
         student.to(device)
     objective, texts = _objective(job, student)
@@ -102,11 +108,24 @@ def run_job(job: Job) -> LoopResult:
     return result
 
 
+def _check_sizes(recipe: Recipe, student: DualEncoder) -> None:
+    """Try one blank image of each progressive size, so that a tower that refuses it does so before training."""
+    for size in sorted(set(recipe.train.sizes.values())):
+        tower = student.image_tower()
+        try:
+            with torch.no_grad():
+                tower.eval()(torch.zeros(1, 3, size, size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ConfigError(f"train.sizes: the student cannot read {size} px images ({error}): remove it") from error
+
+
 def identity_of(job: Job) -> str:
     """Digest of everything that changes the weights: recipe, data, teacher, processes."""
     recipe = job.recipe.model_dump(mode="json")
     for cosmetic in ("about", "paper", "name", "dev"):
         recipe.pop(cosmetic)
+    # Dev data changes the weights only where it chooses them.
+    dev = {"dev": job.dev.fingerprint()} if job.dev is not None and job.recipe.train.keep == "best" else {}
     return digest_json(
         {
             "recipe": recipe,
@@ -115,6 +134,7 @@ def identity_of(job: Job) -> str:
             "store": None if job.store is None else dict(job.store.identity),
             "online": job.online,
             "ranks": world_size(),
+            **dev,
         }
     )
 
@@ -131,6 +151,11 @@ def build_student(job: Job) -> DualEncoder:
     if spec.space == "teacher" and job.teacher is None:
         raise ConfigError("student.space: teacher, but there is no teacher: name one, or use space: own")
     if spec.space == "teacher" and model is None and job.teacher is not None:
+        if spec.dim not in (None, job.teacher.dim):
+            raise ConfigError(
+                f"space: teacher means the teacher's width {job.teacher.dim}, but the student says dim: {spec.dim}; "
+                "remove dim, or use space: own"
+            )
         spec = spec.model_copy(update={"dim": job.teacher.dim})
     captions = [caption for sample in job.data.samples for caption in sample.captions]
     student = build_model(spec, base=job.base, teacher=model, captions=captions, seed=recipe.seed)
@@ -157,7 +182,7 @@ def _start_from(student: DualEncoder, folder: Path) -> None:
 
 def _text_side(job: Job, student: DualEncoder) -> Encoder | None:
     """Who encodes texts for a student without a text tower of its own."""
-    if student.text is not None or job.teacher is None:
+    if student.text is not None or job.teacher is None or job.recipe.student.space == "own":
         return None
     if not job.teacher.can_encode_text:
         raise UnsupportedError(f"the student has no text tower and its teacher {job.teacher.name} no texts either")
@@ -179,9 +204,7 @@ def class_names(job: Job) -> tuple[str, ...]:
             return job.teacher.texts
         raise ConfigError("classes.source: teacher needs a teacher of stored embeddings that holds texts")
     if not job.data.class_names:
-        raise ConfigError(
-            "a class-text loss needs class names, the data has none: set classes.names or classes.file"
-        )
+        raise ConfigError("a class-text loss needs class names, the data has none: set classes.names or classes.file")
     return job.data.class_names
 
 
@@ -209,7 +232,9 @@ def _objective(job: Job, student: DualEncoder) -> tuple[Objective, tuple[tuple[s
     """The task, and (texts, vectors) for an image-only student to carry."""
     terms = read_terms(job.recipe.loss)
     needs = needs_of(terms)
-    classes, tokens, carried = None, {}, None
+    classes: Tensor | None = None
+    tokens: dict[str, Tensor] = {}
+    carried = None
     if needs & {"student_classes", "teacher_classes"}:
         names, vectors, tokens = _class_side(job, student)
         classes = vectors if len(vectors) else None
@@ -220,6 +245,11 @@ def _objective(job: Job, student: DualEncoder) -> tuple[Objective, tuple[tuple[s
     if job.recipe.student.space == "own" and student.text is None and "student_classes" in needs:
         raise ConfigError(
             "without a text tower a student ranks class texts only in its teacher's space: space: teacher"
+        )
+    if "labels" in needs and class_names(job) != job.data.class_names:
+        raise ConfigError(
+            "class_text_ce reads the data's labels, which number the data's own classes: remove classes.names, "
+            "classes.file and classes.source"
         )
     task = Objective(
         student,
@@ -238,12 +268,13 @@ def _feed(job: Job, student: DualEncoder, task: Objective, device: torch.device)
     samples = job.data.samples
     captions = CaptionIndex(samples).texts
     reads_teacher = bool(needs & {"teacher_image", "teacher_text"})
+    shares = "student_text" in needs and (student.text is None or _shares_text(job, student))
     outputs: Outputs | None = None
-    if reads_teacher and not job.online:
+    if (reads_teacher or shares) and not job.online:
         if job.store is not None:
-            wanted = captions if "teacher_text" in needs or _shares_text(job, student) else ()
-            outputs = StoredOutputs(job.store, samples, wanted, seed=recipe.seed)
-        elif job.teacher is not None:
+            wanted = captions if "teacher_text" in needs or shares else ()
+            outputs = StoredOutputs(job.store, samples, wanted, seed=recipe.seed, images="teacher_image" in needs)
+        elif job.teacher is not None and reads_teacher:
             outputs = EncodedOutputs(job.teacher, samples, captions if "teacher_text" in needs else ())
     settings = DecodeSettings(scaled=recipe.scaled_decode)
     plan = FeedPlan(
@@ -252,7 +283,9 @@ def _feed(job: Job, student: DualEncoder, task: Objective, device: torch.device)
         preprocess=student.image_tower().preprocess,
         policy=recipe.views.policy(),
         sizes=recipe.train.sizes,
+        images=bool(needs & {"student_image", "teacher_image"}),
         texts="student_text" in needs,
+        captions_per_image=recipe.captions_per_image,
         teacher_texts="teacher_text" in needs,
         teacher_images="teacher_image" in needs,
         threads=recipe.train.loader_threads,
@@ -269,7 +302,8 @@ def _feed(job: Job, student: DualEncoder, task: Objective, device: torch.device)
         plan = replace(plan, teacher_preprocess=model.image_tower().preprocess)
         if "teacher_text" in needs:
             plan = replace(plan, teacher_tokenizer=model.text_tower().tokenizer)
-    if trunk_is_frozen(student.image_tower()) and not job.online and (outputs is None or recipe.views.count == 0):
+    still = plan.images and trunk_is_frozen(student.image_tower())
+    if still and not job.online and not (outputs is not None and outputs.has_views):
         trunk = image_trunk_features(
             student.image_tower(),
             samples,
@@ -346,7 +380,7 @@ def _save(
         "weights": weights_digest(student),
         "best": result.best,
         "best_step": result.best_step,
-        "failures": [{"key": f.key, "location": f.location, "reason": f.reason} for f in feed.failures],
+        "failures": [asdict(failure) for failure in (*job.data.failures, *feed.failures)],
     }
     write_json(job.out / "summary.json", json.loads(json.dumps(summary)))
 

@@ -47,12 +47,12 @@ def compute_gradients(
             with _random(seed, index), _precision(device, precision):
                 cached.append(task.encode(part))
     output, gradients = _loss_gradients(task, _joined(cached), targets)
-    start = 0
+    sizes = {name: [len(piece[name]) for piece in cached] for name in gradients}
+    shares = {name: value.split(sizes[name]) for name, value in gradients.items()}
     for index, part in enumerate(parts):
         with _random(seed, index), _precision(device, precision):
             features = task.encode(part)
-        _push(features, {name: value[start : start + part.size] for name, value in gradients.items()})
-        start += part.size
+        _push(features, {name: pieces[index] for name, pieces in shares.items()})
     return output
 
 
@@ -76,7 +76,7 @@ def _loss_gradients(
     """The global loss; d loss / d feature for this rank's rows, times the number of ranks."""
     everywhere = {name: gather_rows(value.detach()).requires_grad_() for name, value in features.items()}
     output = task.loss(everywhere, {name: gather_rows(value) for name, value in targets.items()})
-    output.loss.backward()  # type: ignore[no-untyped-call]
+    output.loss.backward()
     gradients = {}
     for name, leaf in everywhere.items():
         rows = len(features[name])
