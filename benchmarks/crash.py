@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
@@ -112,7 +113,10 @@ class Tally:
 def start(what: str, work: Path, out: Path) -> subprocess.Popen[str]:
     """A child that has loaded its model and begins to work."""
     command = [sys.executable, str(Path(__file__).resolve()), "--child", what, "--work", str(work), "--out", str(out)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # This checkout's package, installed or not.
+    source = str(Path(__file__).resolve().parents[1] / "src")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert child.stdout is not None
     if "ready" not in child.stdout.readline():
         raise SystemExit(f"the {what} child did not start (exit code {child.wait()})")
