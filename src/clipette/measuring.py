@@ -1,0 +1,196 @@
+"""The measuring verbs: evaluate, compare, classify. References and paths in; figures, tables and a report out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from clipette.data.dataset import Dataset
+from clipette.data.prompts import read_descriptions
+from clipette.data.sources import load_data
+from clipette.errors import BadImageError, ConfigError
+from clipette.evaluate import classify as picture
+from clipette.evaluate.compare import Comparison, Entry
+from clipette.evaluate.compare import compare as side_by_side
+from clipette.evaluate.cost import Timing, measure_costs
+from clipette.evaluate.encoding import CachedEncoder, Settings
+from clipette.evaluate.report import build_report
+from clipette.evaluate.results import Evaluation, plain
+from clipette.evaluate.suite import SuiteSettings
+from clipette.evaluate.suite import evaluate as measure
+from clipette.evaluate.tables import print_tables
+from clipette.io import write_atomic, write_json
+from clipette.resolve import resolve
+from clipette.types import Encoder
+
+
+def evaluate(
+    model: str,
+    data: Sequence[str],
+    *,
+    out: str | Path,
+    teacher: str | None = None,
+    templates: str = "openai80",
+    descriptions: str | Path | None = None,
+    corruptions: bool = False,
+    batch_size: int = 64,
+    device: str | None = None,
+) -> dict[str, object]:
+    """Measure ``model`` on ``data``, with ``teacher`` also agreement and retention; the teacher's texts serve an
+    image-only student of its space.
+
+    ``descriptions``: sentences per class in CuPL's format, in place of the templates. Writes ``results.json``,
+    ``results.csv``, ``report.html`` and ``summary.json`` into ``out``; returns the summary.
+    """
+    named = _named_data(data)
+    settings = _suite(templates, descriptions, corruptions, batch_size)
+    encoders = [resolve(reference, device=device) for reference in ([teacher] if teacher else []) + [model]]
+    student = encoders[-1]
+    result = measure(student, named, encoders[0] if teacher else None, settings=settings)
+    evaluations = [result.teacher, result] if result.teacher is not None else [result]
+    references = [teacher, model] if teacher else [model]
+    comparison = _side_by_side([r for r in references if r], encoders, evaluations)
+    return _write(comparison, named, Path(out), title=_title(comparison), model=comparison.names[-1])
+
+
+def compare(
+    models: Sequence[str],
+    data: Sequence[str],
+    *,
+    out: str | Path,
+    templates: str = "openai80",
+    batch_size: int = 64,
+    device: str | None = None,
+) -> dict[str, object]:
+    """Put models side by side on ``data``; the first is what the others are measured by.
+
+    Writes what ``evaluate`` writes; returns the summary. Raises ``ConfigError`` for no model.
+    """
+    if not models:
+        raise ConfigError("no model to compare: name two or more")
+    named = _named_data(data)
+    settings = _suite(templates, None, False, batch_size)
+    encoders = [resolve(reference, device=device) for reference in models]
+    # Cached: the first is measured beside each of the others, and encodes once.
+    first = CachedEncoder(encoders[0])
+    evaluations = [measure(first, named, settings=settings)]
+    evaluations += [measure(encoder, named, first, settings=settings) for encoder in encoders[1:]]
+    comparison = _side_by_side(models, encoders, evaluations)
+    return _write(comparison, named, Path(out), title=_title(comparison))
+
+
+def classify(
+    model: str,
+    image: str | Path,
+    *,
+    labels: Sequence[str] = (),
+    question: str | None = None,
+    answers: Sequence[str] = (),
+    templates: str = "openai80",
+    out: str | Path | None = None,
+    device: str | None = None,
+) -> dict[str, object]:
+    """Which of ``labels``, or of ``answers`` to ``question``, fits a picture; ``out``: a PNG of bars beside it.
+
+    Raises ``ConfigError`` unless either labels or a question with answers are given.
+    """
+    if bool(labels) == (question is not None) or bool(answers) != (question is not None):
+        raise ConfigError("give either --labels, or --question with --answers")
+    try:
+        content = Path(image).read_bytes()
+    except OSError as error:
+        raise BadImageError(f"{image}: cannot be read ({error.strerror or error})") from error
+    encoder = resolve(model, device=device)
+    if question is None:
+        found = picture.classify(encoder, content, labels, templates)
+    else:
+        found = picture.answer(encoder, content, question, answers)
+    summary = found.to_dict() | {"image": str(image)}
+    if out is not None:
+        write_atomic(Path(out), picture.chart(content, found))
+        summary["chart"] = str(out)
+    return summary
+
+
+def _named_data(references: Sequence[str]) -> dict[str, Dataset]:
+    """Data sets by their short names, or by their whole references where two short names are alike."""
+    if not references:
+        raise ConfigError("no data: name a data set with --data")
+    if len(set(references)) < len(references):
+        raise ConfigError(f"data {list(references)}: name each data set once")
+    sets = [load_data(reference) for reference in references]
+    names = [data.name for data in sets]
+    return {
+        name if names.count(name) == 1 else reference: data
+        for name, reference, data in zip(names, references, sets, strict=True)
+    }
+
+
+def _suite(templates: str, descriptions: str | Path | None, corruptions: bool, batch_size: int) -> SuiteSettings:
+    from clipette.data.corruptions import CORRUPTIONS
+
+    return SuiteSettings(
+        templates=templates if descriptions is None else (),
+        descriptions=None if descriptions is None else read_descriptions(descriptions),
+        base_novel=True,
+        corruptions=tuple(CORRUPTIONS) if corruptions else (),
+        run=Settings(batch_size=batch_size, progress=True),
+    )
+
+
+def _side_by_side(
+    references: Sequence[str], encoders: Sequence[Encoder], evaluations: Sequence[Evaluation]
+) -> Comparison:
+    costs = measure_costs(encoders, Timing())
+    return side_by_side(
+        [
+            Entry(evaluation, cost, _card(reference), _run_of(reference))
+            for reference, evaluation, cost in zip(references, evaluations, costs, strict=True)
+        ]
+    )
+
+
+def _run_of(reference: str) -> Path | None:
+    """The run directory behind a reference, where it has a log of training."""
+    folder = Path(reference.removeprefix("run:")).expanduser()
+    return folder if (folder / "metrics.jsonl").is_file() else None
+
+
+def _card(reference: str) -> Mapping[str, object]:
+    """Where a model comes from: what its run recorded, or the reference itself."""
+    folder = Path(reference.removeprefix("run:")).expanduser()
+    for path in (folder / "model" / "model.json", folder / "model.json"):
+        if path.is_file():
+            try:
+                card = json.loads(path.read_text(encoding="utf-8")).get("card")
+            except (OSError, json.JSONDecodeError):
+                continue
+            return {"reference": reference, **(card if isinstance(card, dict) else {})}
+    return {"reference": reference}
+
+
+def _title(comparison: Comparison) -> str:
+    names = comparison.names
+    if len(names) == 1:
+        return names[0]
+    return f"{names[1]} against {names[0]}" if len(names) == 2 else f"{names[0]} and {len(names) - 1} others"
+
+
+def _write(
+    comparison: Comparison, named: Mapping[str, Dataset], out: Path, *, title: str, model: str | None = None
+) -> dict[str, object]:
+    summary: dict[str, object] = {
+        "reference": comparison.names[0],
+        "models": comparison.summary(),
+        "seconds": plain(sum(entry.evaluation.seconds for entry in comparison.entries)),
+        "report": str(out / "report.html"),
+    }
+    if model is not None:
+        summary["model"] = model
+    write_json(out / "results.json", comparison.to_json())
+    write_atomic(out / "results.csv", comparison.to_csv().encode())
+    write_atomic(out / "report.html", build_report(comparison, named, title=title).encode())
+    write_json(out / "summary.json", summary)
+    print_tables(comparison)
+    return summary
