@@ -42,7 +42,13 @@ def keep_layers(encoder: Any, layers: Sequence[int] | None) -> None:
     mode). ``None`` keeps all. Raises ``ConfigError`` on a layer that does not exist."""
     if layers is None:
         return
-    stack = encoder.encoder.layer
+    try:
+        stack = encoder.encoder.layer
+    except AttributeError:
+        kind = type(encoder).__name__
+        raise ConfigError(
+            f"text layers {list(layers)}: only BERT-like encoders have layers to choose from, not {kind}"
+        ) from None
     wrong = [i for i in layers if not 0 <= i < len(stack)]
     if wrong or not layers:
         raise ConfigError(f"text layers {list(layers)} do not exist: the encoder has layers 0 to {len(stack) - 1}")

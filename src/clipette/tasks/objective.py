@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -122,8 +123,13 @@ class Objective:
     def _scales(self, like: Tensor) -> dict[str, Tensor]:
         student = self.student
         teacher = self.teacher or TeacherFacts(student.dim, 1.0)
+        scale = student.logit_scale
+        if scale.requires_grad:
+            # The logarithm is clamped, as the loop does: exp(ln 100) in float32 is above 100, and a clamp of that would
+            # have no gradient, so that a scale that once reached the limit could never come down.
+            scale = scale.clamp(max=math.log(self.max_scale))
         return {
-            "student_scale": student.scale.clamp(max=self.max_scale),
+            "student_scale": scale.exp(),
             "student_bias": student.bias,
             "teacher_scale": torch.tensor(teacher.scale, device=like.device),
             "teacher_bias": torch.tensor(teacher.bias, device=like.device),

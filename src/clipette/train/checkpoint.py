@@ -80,14 +80,27 @@ def load_checkpoint(
     path: Path, *, modules: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage | None
 ) -> dict[str, Any]:
     """Put a checkpoint's tensors in place and return its ``state.json``. Raises ``ModelError`` where it is damaged."""
+    state = read_state(path)
     try:
-        state: dict[str, Any] = json.loads((path / "state.json").read_text())
         modules.load_state_dict(load_file(path / "modules.safetensors"))
         restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
         if average is not None:
             average.load(load_file(path / "average.safetensors"), int(state["average_count"]))
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"checkpoint {path} does not fit this recipe or is damaged: {error}; delete it to start again"
-        ) from error
+        raise _unfit(path, error) from error
     return state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint's ``state.json``. Raises ``ModelError`` where it is damaged."""
+    try:
+        state = json.loads((path / "state.json").read_text())
+        if not isinstance(state, dict):
+            raise ValueError("state.json is no JSON object")
+    except (OSError, ValueError) as error:
+        raise _unfit(path, error) from error
+    return state
+
+
+def _unfit(path: Path, error: Exception) -> ModelError:
+    return ModelError(f"checkpoint {path} does not fit this recipe or is damaged: {error}; delete it to start again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,7 @@ from clipette.progress import track
 from clipette.tasks.batch import Batch
 from clipette.tasks.feed import Feed
 from clipette.tasks.task import StepOutput, Task
-from clipette.train.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from clipette.train.checkpoint import find_checkpoint, load_checkpoint, read_state, save_checkpoint
 from clipette.train.log import MetricsLog
 from clipette.train.optim import MovingAverage, build_optimizer, clip_gradients, rate_factor
 from clipette.train.ranks import average_gradients, barrier, broadcast_state, rank
@@ -101,6 +100,17 @@ class Loop:
             batch_size=s.batch_size,
             steps_per_epoch=self.feed.steps_per_epoch,
         )
+        try:
+            self._steps(log, progress=progress)
+        finally:
+            log.close()
+        self._finish()
+        speed = self.step * s.batch_size / self.seconds if self.seconds > 0 else 0.0
+        return LoopResult(self.step, self.seconds, speed, self.best, self.best_step if self.best is not None else None)
+
+    def _steps(self, log: MetricsLog, *, progress: bool) -> None:
+        """Every step from the present one to the last."""
+        s = self.settings
         evaluate_every, save_every = (n or self.feed.steps_per_epoch for n in (s.evaluate_every, s.save_every))
         if self.step == 0:
             self._measure(log)
@@ -120,10 +130,6 @@ class Loop:
                 self._save()
             # Evaluation and saving are not training time: the clock starts again behind them.
             clock = time.perf_counter()
-        log.close()
-        self._finish()
-        speed = self.step * s.batch_size / self.seconds if self.seconds > 0 else 0.0
-        return LoopResult(self.step, self.seconds, speed, self.best, self.best_step if self.best is not None else None)
 
     def _update(self, batch: Batch) -> tuple[StepOutput, float, float]:
         s = self.settings
@@ -193,7 +199,7 @@ class Loop:
         path = find_checkpoint(self.folder / "checkpoints")
         if path is None:
             return
-        if json.loads((path / "state.json").read_text()).get("identity") != self.identity:
+        if read_state(path).get("identity") != self.identity:
             raise ConfigError(
                 f"{self.folder} holds a run of another recipe, teacher or data: choose another --out, or delete it"
             )

@@ -1,0 +1,119 @@
+"""Groups, the learning-rate curve, and the moving average against its definition."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from tests.train.steps import make_task
+from torch import nn
+
+from clipette.errors import ConfigError
+from clipette.train.optim import MovingAverage, build_optimizer, clip_gradients, parameter_groups, rate_factor
+from clipette.train.settings import OptimizerSettings, TrainSettings
+
+
+def groups_of(task: Any, **changes: Any) -> dict[str, tuple[float, float]]:
+    """Parameter name → (rate, decay)."""
+    names = {id(parameter): name for name, parameter in task.parts.named_parameters()}
+    out: dict[str, tuple[float, float]] = {}
+    for group in parameter_groups(task.parts, OptimizerSettings(**changes)):
+        for parameter in group["params"]:  # type: ignore[attr-defined]
+            out[names[id(parameter)]] = (float(group["lr"]), float(group["weight_decay"]))  # type: ignore[arg-type]
+    return out
+
+
+def test_every_parameter_is_in_one_group_and_only_matrices_are_decayed() -> None:
+    task = make_task()
+    found = groups_of(task, lr=1e-3, head_lr=2e-3, text_lr=3e-3, weight_decay=0.1)
+    assert found.keys() == dict(task.parts.named_parameters()).keys()
+    shapes = {name: parameter.ndim for name, parameter in task.parts.named_parameters()}
+    for name, (_, decay) in found.items():
+        assert decay == (0.1 if shapes[name] >= 2 else 0.0), name
+    assert found["student.logit_scale"] == (2e-3, 0.0)
+    assert found["student.image.head.weight"] == (2e-3, 0.1)
+    assert found["student.text.head.bias"] == (2e-3, 0.0)
+    assert found["adapter_image.weight"] == (2e-3, 0.1)
+    rates = {name.split(".trunk.")[0]: rate for name, (rate, _) in found.items() if ".trunk." in name}
+    assert rates == {"student.image": 1e-3, "student.text": 3e-3}
+
+
+def test_head_and_text_rates_default_to_the_trunks() -> None:
+    assert {rate for rate, _ in groups_of(make_task(), lr=0.5).values()} == {0.5}
+
+
+def test_frozen_parameters_are_in_no_group_and_nothing_to_train_is_an_error() -> None:
+    task = make_task()
+    task.student.image_tower().trunk.requires_grad_(False)
+    assert not any(name.startswith("student.image.trunk") for name in groups_of(task))
+    task.parts.requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing to train"):
+        parameter_groups(task.parts, OptimizerSettings())
+
+
+def test_the_optimiser_of_the_settings_is_built() -> None:
+    parts = make_task().parts
+    sgd = build_optimizer(parts, OptimizerSettings(name="sgd", lr=0.1, momentum=0.7))
+    assert isinstance(sgd, torch.optim.SGD)
+    assert {group["momentum"] for group in sgd.param_groups} == {0.7}
+    adam = build_optimizer(parts, OptimizerSettings(betas=(0.8, 0.95), eps=1e-6))
+    assert isinstance(adam, torch.optim.AdamW)
+    assert {(group["betas"], group["eps"]) for group in adam.param_groups} == {((0.8, 0.95), 1e-6)}
+
+
+def test_the_rate_rises_over_the_warm_up_then_falls_on_a_cosine() -> None:
+    settings = TrainSettings(warmup=0.2, min_lr=0.1)
+    curve = [rate_factor(step, 10, settings) for step in range(11)]
+    assert curve[:2] == [0.5, 1.0]
+    expected = [0.1 + 0.9 * (1 + math.cos(math.pi * k / 8)) / 2 for k in range(9)]
+    assert curve[2:] == pytest.approx(expected)
+    assert curve[-1] == pytest.approx(0.1)
+
+
+def test_without_warm_up_the_first_step_is_whole_and_constant_stays() -> None:
+    assert rate_factor(0, 10, TrainSettings(warmup=0.0)) == 1.0
+    constant = TrainSettings(warmup=0.1, schedule="constant")
+    assert [rate_factor(step, 20, constant) for step in (0, 1, 2, 19)] == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_the_moving_average_equals_its_plain_twin() -> None:
+    """``d = min(decay, (1 + n) / (10 + n))`` for n = 1, 2, …; whole numbers are copied."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    average = MovingAverage(module, 0.2)
+    twin = {name: value.clone().double() for name, value in module.state_dict().items()}
+    for n in range(1, 6):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        module(torch.randn(4, 3))
+        average.update(module)
+        decay = min(0.2, (1 + n) / (10 + n))
+        for name, value in module.state_dict().items():
+            whole = not value.is_floating_point()
+            twin[name] = value.double() if whole else decay * twin[name] + (1 - decay) * value.double()
+    for name, value in average.state.items():
+        torch.testing.assert_close(value.double(), twin[name], atol=1e-6, rtol=1e-6)
+    assert int(average.state["1.num_batches_tracked"]) == 5
+    assert average.state["1.num_batches_tracked"].dtype == torch.int64
+
+
+def test_the_average_does_not_share_memory_with_the_weights() -> None:
+    module = nn.Linear(2, 2)
+    average = MovingAverage(module, 0.9)
+    with torch.no_grad():
+        module.weight.fill_(7.0)
+    assert not bool((average.state["weight"] == 7.0).any())
+
+
+def test_clipping_bounds_the_global_norm_and_reports_it_before() -> None:
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(1))]
+    parameters[0].grad = torch.tensor([3.0, 0.0])
+    parameters[1].grad = torch.tensor([0.0, 4.0, 0.0])
+    assert clip_gradients(parameters, None) == pytest.approx(5.0)
+    assert parameters[0].grad[0] == 3.0
+    assert clip_gradients(parameters, 1.0) == pytest.approx(5.0)
+    whole = torch.cat([p.grad for p in parameters if p.grad is not None])
+    assert float(whole.norm()) == pytest.approx(1.0, rel=1e-4)
