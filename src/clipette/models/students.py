@@ -145,16 +145,23 @@ def make_timm(name: str, args: dict[str, Any], size: tuple[int, int] | None, *, 
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
         raise ModelError(f"timm knows no model '{name}'" + (f"; near: {', '.join(near)}" if near else ""))
-    if size is not None and "img_size" not in arguments:
-        try:
-            return timm.create_model(name, pretrained=pretrained, img_size=size, **arguments)
-        except TypeError as error:
-            if "img_size" not in str(error):
-                raise ConfigError(f"timm model '{name}' refuses its args {args}: {error}") from error
     try:
+        if size is not None and "img_size" not in arguments:
+            try:
+                return timm.create_model(name, pretrained=pretrained, img_size=size, **arguments)
+            except TypeError as error:
+                if "img_size" not in str(error):
+                    raise
         return timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:
         raise ConfigError(f"timm model '{name}' refuses its args {args}: {error}") from error
+    except Exception as error:  # hubs and their HTTP clients raise types of their own
+        if not pretrained:
+            raise
+        raise ModelError(
+            f"the pretrained weights of timm model '{name}' cannot be fetched ({type(error).__name__}: {error}): "
+            "give image.weights a safetensors file, or remove it to start from nothing"
+        ) from error
 
 
 def _square(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
