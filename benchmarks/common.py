@@ -1,4 +1,4 @@
-"""What every benchmark shares: arguments, the summary that ends it, the machine, real data, vectors without a teacher."""
+"""What all benchmarks share: arguments, the final summary, the machine, real data, vectors without a teacher."""
 
 from __future__ import annotations
 

@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import arguments, finish, machine, random_store, say, shared_folder
 from torch.utils.data import DataLoader
 
 from clipette.data.dataset import Dataset
@@ -50,6 +49,7 @@ from clipette.train.optim import build_optimizer, clip_gradients
 from clipette.train.recipe import Recipe
 from clipette.train.run import Job, build_student, run_job
 from clipette.train.step import compute_gradients
+from common import arguments, finish, machine, random_store, say, shared_folder
 
 LOSS = {"clip": 1.0, "distill_clip": 1.0}
 VIEWS = 2
@@ -174,9 +174,11 @@ def ready_batch(bench: Bench, student: DualEncoder) -> Batch:
 
 
 class OpenClipImages:
-    """open_clip_train's ``CsvDataset`` (its transform, its tokenizer), but over our samples instead of a CSV of files."""
+    """open_clip_train's ``CsvDataset`` (its transform, its tokenizer), over our samples instead of a CSV of files."""
 
-    def __init__(self, data: Dataset, count: int, transform: Callable[[Any], Any], tokenizer: Callable[..., Any]) -> None:
+    def __init__(
+        self, data: Dataset, count: int, transform: Callable[[Any], Any], tokenizer: Callable[..., Any]
+    ) -> None:
         self.samples = data.samples[:count]
         self.transform = transform
         self.tokenizer = tokenizer
@@ -254,7 +256,6 @@ class OpenClipOnline:
 
         count = steps * self.args.batch_size
         images = OpenClipImages(self.bench.data, count, self.transform, self.tokenizer)
-        # On a GPU the workers of this one epoch must not count as its time: they are started, as in a long epoch.
         loader: Any = DataLoader(
             images,  # type: ignore[arg-type]
             batch_size=self.args.batch_size,
@@ -337,7 +338,7 @@ def options_of(parser: ArgumentParser, given: list[str] | None) -> Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=16, help="a round of store and student_only")
+    parser.add_argument("--steps", type=int, default=24, help="a round of store and student_only")
     parser.add_argument("--online-steps", type=int, default=2, help="a round with the teacher in the loop")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--loaders", type=int, default=2, help="our loader threads; open_clip's loader processes")
