@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from clipette.data.dataset import Dataset
 from clipette.data.sources import load_data
 from clipette.data.views import ViewPolicy
 from clipette.errors import ConfigError
+from clipette.measuring import classify as classify
+from clipette.measuring import compare as compare
+from clipette.measuring import evaluate as evaluate
 from clipette.models.inference import TorchEncoder
 from clipette.models.spec import ModelSpec
 from clipette.models.stored import StoredEncoder
@@ -22,7 +26,7 @@ from clipette.tasks.pour import pour as pour_into
 from clipette.tasks.terms import needs_of, read_terms
 from clipette.train.recipe import Recipe
 from clipette.train.run import Job, run_job
-from clipette.types import Encoder
+from clipette.types import Encoder, Failure
 
 
 def pour(
@@ -207,5 +211,7 @@ def _readable(data: Dataset, store: Store | None) -> Dataset:
     """The data without the samples that the pour could not read: they are recorded in the store."""
     if store is None or not store.failures:
         return data
-    bad = {failure.key for failure in store.failures}
-    return data.subset(sample.key for sample in data.samples if sample.key not in bad)
+    bad = {failure.key: failure for failure in store.failures}
+    lost = [bad[sample.key] for sample in data.samples if sample.key in bad]
+    kept = data.subset(sample.key for sample in data.samples if sample.key not in bad)
+    return replace(kept, failures=(*kept.failures, *(Failure(f.key, f.location, f.reason) for f in lost)))

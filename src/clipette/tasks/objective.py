@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,13 +42,11 @@ class Objective:
         teacher: TeacherFacts | None = None,
         class_tokens: Mapping[str, Tensor] | None = None,
         teacher_model: DualEncoder | None = None,
-        max_scale: float = 100.0,
         seed: int = 0,
     ) -> None:
         self.terms = terms
         self.needs = needs_of(terms)
         self.teacher = teacher
-        self.max_scale = max_scale
         self._class_tokens = dict(class_tokens or {})
         # In a list, so that the teacher is neither trained, nor moved, nor saved with the task.
         self._teacher_model = [] if teacher_model is None else [teacher_model.eval()]
@@ -123,13 +120,10 @@ class Objective:
     def _scales(self, like: Tensor) -> dict[str, Tensor]:
         student = self.student
         teacher = self.teacher or TeacherFacts(student.dim, 1.0)
-        scale = student.logit_scale
-        if scale.requires_grad:
-            # The logarithm is clamped, as the loop does: exp(ln 100) in float32 is above 100, and a clamp of that would
-            # have no gradient, so that a scale that once reached the limit could never come down.
-            scale = scale.clamp(max=math.log(self.max_scale))
         return {
-            "student_scale": scale.exp(),
+            # The loop clamps the parameter after each step. A clamp here would have no gradient at the limit, and the
+            # scale could never come down again.
+            "student_scale": student.scale,
             "student_bias": student.bias,
             "teacher_scale": torch.tensor(teacher.scale, device=like.device),
             "teacher_bias": torch.tensor(teacher.bias, device=like.device),

@@ -175,13 +175,15 @@ def read_terms(loss: Mapping[str, float | Mapping[str, Any]]) -> tuple[WeightedT
             hint = f"did you mean '{near[0]}'?" if near else f"known terms: {', '.join(TERMS)}"
             raise ConfigError(f"loss: unknown term '{name}'; {hint}")
         options = dict(value) if isinstance(value, Mapping) else {"weight": value}
-        weight = float(options.pop("weight", 1.0))
+        weight = _number(name, "weight", options.pop("weight", 1.0))
         known = TERMS[name].options
         for option in options:
             if option not in known:
                 raise ConfigError(
                     f"loss.{name}: unknown option '{option}'; it takes weight" + "".join(f", {each}" for each in known)
                 )
+            if options[option] is not None and _number(name, option, options[option]) <= 0:
+                raise ConfigError(f"loss.{name}: {option} {options[option]} must be above 0")
         if weight < 0:
             raise ConfigError(f"loss.{name}: weight {weight} is negative")
         if weight > 0:
@@ -189,6 +191,12 @@ def read_terms(loss: Mapping[str, float | Mapping[str, Any]]) -> tuple[WeightedT
     if not out:
         raise ConfigError("loss: no term has a weight above 0")
     return tuple(out)
+
+
+def _number(term: str, option: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"loss.{term}: {option} {value!r} is no number")
+    return float(value)
 
 
 def needs_of(terms: tuple[WeightedTerm, ...]) -> frozenset[str]:

@@ -257,7 +257,6 @@ def _objective(job: Job, student: DualEncoder) -> tuple[Objective, tuple[tuple[s
         teacher=facts,
         class_tokens=tokens,
         teacher_model=live_teacher(job.teacher) if job.online else None,
-        max_scale=job.recipe.train.max_scale,
         seed=job.recipe.seed,
     )
     return task, carried
