@@ -67,9 +67,23 @@ def compare(
 
     Writes what ``evaluate`` writes; returns the summary. Raises ``ConfigError`` for no model.
     """
+    return compare_on(
+        models, _named_data(data), out=out, templates=templates, batch_size=batch_size, device=device
+    )
+
+
+def compare_on(
+    models: Sequence[str],
+    named: Mapping[str, Dataset],
+    *,
+    out: str | Path,
+    templates: str = "openai80",
+    batch_size: int = 64,
+    device: str | None = None,
+) -> dict[str, object]:
+    """``compare`` on data sets that are open already, by the names that tables shall show."""
     if not models:
         raise ConfigError("no model to compare: name two or more")
-    named = _named_data(data)
     settings = _suite(templates, None, False, batch_size)
     encoders = [resolve(reference, device=device) for reference in models]
     # Cached: the first is measured beside each of the others, and encodes once.
