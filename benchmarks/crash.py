@@ -1,6 +1,8 @@
-"""Killed anywhere: pour, SIGKILL at random moments, resume; the final files must equal those of a run never killed.
+"""Killed anywhere: pour and distil, SIGKILL at random moments, resume; the end must equal a run never killed.
 
-``python benchmarks/crash.py --what pour --kills 20 --out DIR`` prints one JSON object as its last line.
+Of the store every file, of the run directory every tensor (weights, optimiser, averages, the best of dev) bit for bit,
+and every line of ``metrics.jsonl`` but for its seconds.
+``python benchmarks/crash.py --what distill --kills 20 --out DIR`` prints one JSON object as its last line.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+# This checkout's package, installed or not.
+SOURCE = str(Path(__file__).resolve().parents[1] / "src")
 
 # ---------------------------------------------------------------- the children: what is killed
 
@@ -68,8 +73,8 @@ def pour_child(work: Path, out: Path) -> None:
     pour(encoder, data, out, plan, texts=texts)
 
 
-def pour_input(work: Path, count: int = 150) -> None:
-    """Pictures for ``pour_child``; one in twenty is damaged, so that failures are resumed as well."""
+def pour_input(work: Path, count: int = 150, *, damaged: int = 20) -> None:
+    """Pictures for a child; one in ``damaged`` is, so that failures are resumed as well."""
     import numpy as np
     from PIL import Image
 
@@ -77,24 +82,96 @@ def pour_input(work: Path, count: int = 150) -> None:
     folder.mkdir(parents=True)
     for number in range(count):
         path = folder / f"p{number:04d}.png"
-        if number % 20 == 7:
+        if number % damaged == 7:
             path.write_bytes(b"no picture")
             continue
         pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
 
 
+def distill_child(work: Path, out: Path) -> None:
+    """Distil from a store with all that a run can keep: views, averages, the best of dev, batch norms, an adapter."""
+    import torch
+
+    torch.set_num_threads(1)
+    from clipette.models.stored import StoredEncoder
+    from clipette.store import open_store
+    from clipette.train.recipe import Recipe
+    from clipette.train.run import Job, run_job
+
+    values = {
+        "name": "crash",
+        "student": {
+            "dim": 16,
+            "image": {"kind": "timm", "name": "test_resnet", "size": 32, "head": {"kind": "linear"}},
+            "text": {"kind": "small", "width": 16, "layers": 1, "heads": 2, "tokenizer": "words", "vocabulary": 300},
+        },
+        "loss": {"image_cosine": 1, "in_batch_kl": 1},
+        "views": {"count": 2},
+        "train": {
+            "steps": 40,
+            "batch_size": 16,
+            "micro_batches": 2,
+            "ema": 0.9,
+            "keep": "best",
+            "save_every": 3,
+            "evaluate_every": 7,
+            "threads": 1,
+        },
+    }
+    data, store = captioned(work), open_store(work / "store")
+    job = Job(
+        recipe=Recipe.model_validate_json(json.dumps(values)),
+        data=data,
+        dev=data.subset([sample.key for sample in data.samples][:20]),
+        out=out,
+        teacher=StoredEncoder.of_store(store),
+        store=store,
+        device="cpu",
+        progress=False,
+    )
+    print("ready", flush=True)
+    run_job(job)
+
+
+def captioned(work: Path) -> Any:
+    """The pictures with a caption each."""
+    from clipette.data.sources import load_data
+
+    data = load_data(f"folder:{work / 'pictures'}")
+    return replace(data, samples=tuple(replace(each, captions=(f"picture {each.key}",)) for each in data.samples))
+
+
+def distill_input(work: Path) -> None:
+    """Pictures, one of them damaged, and a store that knows them all."""
+    from common import random_store
+
+    pour_input(work, 64, damaged=20)
+    random_store(work / "store", captioned(work), dim=24, views=2)
+
+
 @dataclass(frozen=True)
 class Subject:
-    """What is killed: how its input is made, what a child does, and which of its files must come out equal."""
+    """What is killed: how its input is made, what a child does, and what of each of its files must come out equal."""
 
     prepare: Callable[[Path], None]
     child: Callable[[Path, Path], None]
-    compared: Callable[[str], bool] = lambda name: True
+    compared: Callable[[str, bytes], bytes | None] = lambda name, content: content
+
+
+def of_run(name: str, content: bytes) -> bytes | None:
+    """What of a run directory's file is no clock: tensors and tokenizers whole, metrics without their seconds."""
+    if name.endswith(".safetensors") or name.startswith("model/assets/") or name == "recipe.yaml":
+        return content
+    if name == "metrics.jsonl":
+        lines = [json.loads(line) for line in content.splitlines()]
+        return json.dumps([{**line, "seconds": None} for line in lines]).encode()
+    return None
 
 
 SUBJECTS: dict[str, Subject] = {
     "pour": Subject(pour_input, pour_child),
+    "distill": Subject(distill_input, distill_child, of_run),
 }
 
 # ---------------------------------------------------------------- the parent: who kills
@@ -113,9 +190,7 @@ class Tally:
 def start(what: str, work: Path, out: Path) -> subprocess.Popen[str]:
     """A child that has loaded its model and begins to work."""
     command = [sys.executable, str(Path(__file__).resolve()), "--child", what, "--work", str(work), "--out", str(out)]
-    # This checkout's package, installed or not.
-    source = str(Path(__file__).resolve().parents[1] / "src")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([SOURCE, os.environ.get("PYTHONPATH", "")])}
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert child.stdout is not None
     if "ready" not in child.stdout.readline():
@@ -129,10 +204,11 @@ def finish(child: subprocess.Popen[str], what: str) -> None:
         raise SystemExit(f"the {what} child failed with exit code {child.returncode}")
 
 
-def snapshot(folder: Path, compared: Callable[[str], bool]) -> dict[str, bytes]:
-    """Every file that must be equal, with its bytes."""
+def snapshot(folder: Path, compared: Callable[[str, bytes], bytes | None]) -> dict[str, bytes]:
+    """Every file that must be equal, with what of it must be."""
     names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in sorted(names.items()) if compared(name)}
+    contents = {name: compared(name, path.read_bytes()) for name, path in sorted(names.items())}
+    return {name: content for name, content in contents.items() if content is not None}
 
 
 def crash(what: str, kills: int, seed: int, work: Path) -> dict[str, object]:
@@ -172,28 +248,30 @@ def crash(what: str, kills: int, seed: int, work: Path) -> dict[str, object]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(given: Sequence[str] | None = None) -> int:
+    if "--child" in (given or sys.argv):
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--child", choices=list(SUBJECTS))
+        parser.add_argument("--work", type=Path)
+        parser.add_argument("--out", type=Path)
+        child = parser.parse_args(given)
+        SUBJECTS[child.child].child(child.work, child.out)
+        return 0
+    sys.path.insert(0, SOURCE)
+    from common import arguments, finish, machine
+
+    parser = arguments(__doc__, "bench-crash")
     parser.add_argument("--what", choices=[*SUBJECTS, "all"], default="all")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=None, help="summary.json is written here")
-    parser.add_argument("--child", choices=list(SUBJECTS), help=argparse.SUPPRESS)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.child:
-        SUBJECTS[options.child].child(options.work, options.out)
-        return 0
-    summary: dict[str, dict[str, object]] = {}
+    parser.add_argument("--seed", type=int, default=0, help="draws the moments of the kills")
+    options = parser.parse_args(given)
+    kills = 1 if options.smoke else options.kills
+    results: dict[str, dict[str, object]] = {}
     for what in SUBJECTS if options.what == "all" else [options.what]:
         with tempfile.TemporaryDirectory(prefix="clipette-crash-") as folder:
-            summary[what] = crash(what, options.kills, options.seed, Path(folder))
-    line = json.dumps(summary)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "summary.json").write_text(line + "\n")
-    print(line)
-    return 0 if all(each["equal"] for each in summary.values()) else 1
+            results[what] = crash(what, kills, options.seed, Path(folder))
+    finish({**results, "seed": options.seed, "machine": machine()}, options.out)
+    return 0 if all(each["equal"] for each in results.values()) else 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def smoke(project: Path, out: Path, *command: str) -> dict[str, Any]:
+    """Run a benchmark on its tiny settings; its last line, which must be what it wrote."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(project / "src"),
+        "CLIPETTE_CACHE": str(out / "cache"),
+        "OMP_NUM_THREADS": "2",
+    }
+    whole = [sys.executable, *command, "--smoke", "--out", str(out)]
+    done = subprocess.run(whole, cwd=project, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert {"cpu", "cores", "torch", "date"} <= set(summary["machine"])
+    return summary
+
+
+def test_pour_once_times_all_four_arms(project: Path, tmp_path: Path) -> None:
+    summary = smoke(project, tmp_path, "benchmarks/pour_once.py")
+    arms = ("store", "student_only", "open_clip_online", "online")
+    assert all(summary[arm] > 0 for arm in arms)
+    for arm in arms[1:]:
+        assert summary["ratios"][f"store/{arm}"] == pytest.approx(summary["store"] / summary[arm], rel=1e-2)
+
+
+def test_npz_teacher_compares_student_untrained_and_probes(project: Path, shared: Path, tmp_path: Path) -> None:
+    summary = smoke(project, tmp_path, "benchmarks/npz_teacher.py")
+    for arm in ("untrained", "linear_probe", "ridge_probe", "class_text_kl", "class_text_kl+cosine"):
+        assert set(summary[arm]) == {"top1", "top5", "kl", "cosine", "neighbours"}
+    # Twelve photographs tell where CLIP's features lie, if not what is on the photographs.
+    assert summary["ridge_probe"]["cosine"]["mean"] > summary["untrained"]["cosine"]["mean"] + 0.3
+    assert summary["ridge_probe"]["kl"]["mean"] < summary["untrained"]["kl"]["mean"]
+    # A finished arm is read back, not trained again.
+    again = smoke(project, tmp_path, "benchmarks/npz_teacher.py")
+    assert again["class_text_kl"] == summary["class_text_kl"]
+
+
+def test_distil_killed_three_times_and_resumed_equals_never_killed(project: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/crash.py", "--what", "distill", "--kills", "3", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])["distill"]
+    assert summary["kills"] == 3
+    assert summary["equal"]
+    # Weights, optimiser, averages and the best of dev; the model, its words, the recipe and the curve.
+    assert summary["files"] >= 8
