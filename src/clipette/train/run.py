@@ -212,6 +212,9 @@ def _class_side(job: Job, student: DualEncoder) -> tuple[tuple[str, ...], Tensor
     """Class names; the teacher's class vectors [C, Dt]; the student's tokens of them where its own texts learn."""
     teacher = job.teacher
     names = class_names(job)
+    twice = next((name for row, name in enumerate(names) if name in names[:row]), None)
+    if twice is not None:
+        raise ConfigError(f"class '{twice}' is named twice: a class needs a name of its own")
     if teacher is None:
         vectors = torch.zeros(0)
     else:
@@ -275,6 +278,10 @@ def _feed(job: Job, student: DualEncoder, task: Objective, device: torch.device)
             outputs = StoredOutputs(job.store, samples, wanted, seed=recipe.seed, images="teacher_image" in needs)
         elif job.teacher is not None and reads_teacher:
             outputs = EncodedOutputs(job.teacher, samples, captions if "teacher_text" in needs else ())
+    if "teacher_text" in needs and outputs is not None and not outputs.has_texts:
+        raise StoreError(
+            "the losses read captions, but the store has none: pour them, or use image-only losses"
+        )
     settings = DecodeSettings(scaled=recipe.scaled_decode)
     plan = FeedPlan(
         batch_size=recipe.train.batch_size,
