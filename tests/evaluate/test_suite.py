@@ -88,6 +88,10 @@ def test_corruptions_are_measured_when_asked_for() -> None:
     result = evaluate(encoder, {"drawings": data}, settings=settings)
     assert set(result.robustness["drawings"].table["contrast"]) == {1, 5}
     assert result.robustness["drawings"].clean.count == 6
+    sentences = {name: [name] for name in data.class_names}
+    described = replace(settings, templates=(), descriptions=sentences, strengths=(1,))
+    alone = evaluate(encoder, {"drawings": data}, settings=described)
+    assert set(alone.robustness["drawings"].table["contrast"]) == {1}, "descriptions alone reach corrupted images too"
 
 
 def test_names_and_empty_input() -> None:

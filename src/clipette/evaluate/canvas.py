@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FuncFormatter
 
 # Okabe and Ito's palette without its yellow (too pale on white) and black, with two of Paul Tol's: eight colours that
 # the colour-blind can tell apart. Shapes and dashes differ too.
@@ -19,7 +20,7 @@ DASHES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
 INK = "#1f2328"
 FAINT = "#8c959f"
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 11,
     "font.family": "sans-serif",
     "text.color": INK,
@@ -88,8 +89,18 @@ def legend(canvas: Canvas, axes: Axes, names: Sequence[str]) -> None:
         return
     labels = [short(name, 34) for name in names]
     width = max(len(label) for label in labels)
-    columns = max(1, min(len(labels), int(canvas.get_figwidth() * 9 / (width + 5))))
+    columns = max(1, min(len(labels), int(canvas.get_figwidth() * 11 / (width + 6))))
     canvas.legend(handles[: len(labels)], labels, loc="outside upper left", ncols=columns, fontsize=10)
+
+
+def round_ticks(value: float, position: int | None = None) -> str:
+    """12000 as 12k, 0.05 as it is."""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if abs(value) >= 1e4 else f"{value:g}"
+
+
+PLAIN_TICKS = FuncFormatter(round_ticks)
 
 
 def small_multiples(canvas: Canvas, count: int, columns: int, **options: Any) -> list[Axes]:

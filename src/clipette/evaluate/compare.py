@@ -115,7 +115,7 @@ class Comparison:
         return {"reference": self.names[0], "models": [plain(model) for model in models]}
 
     def summary(self) -> dict[str, object]:
-        """The headline numbers: ``{name: {"figures": {dataset: {kind: {measure: value}}}, "retention", "cost", …}}``."""
+        """The headline numbers: ``{name: {"figures": {dataset: {kind: {measure: value}}}, "retention": …, …}}``."""
         out: dict[str, dict[str, object]] = {name: {} for name in self.names}
         for line in self.lines():
             for name, figure, kept in zip(self.names, line.values, line.kept, strict=True):

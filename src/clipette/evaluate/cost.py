@@ -36,7 +36,7 @@ class Timing:
 @dataclass(frozen=True, slots=True)
 class TowerCost:
     """One tower. ``gmacs``: multiply-adds / 1e9 of one input; ``bytes``: of its weights; ``ms``: median latency of one
-    input; ``per_second``: inputs a second in batches. ``input``: pixels or tokens it was given. None: not timed."""
+    input; ``per_second``: inputs a second in batches. ``input``: what it was timed with. None: not timed."""
 
     params: int
     bytes: int
@@ -127,8 +127,29 @@ def count_gmacs(call: Call) -> float:
 
 
 def tower_gmacs(tower: ImageTower | TextTower) -> float:
-    """GMACs of one tower at batch 1: an image of its own size, or 32 tokens."""
-    return _evaluating(tower, lambda: count_gmacs(lambda: tower(_input(tower, 1))))
+    """GMACs of one tower at batch 1: an image of its own size, or 32 tokens.
+
+    Fewer tokens where it takes fewer; all of its context where it cannot be cut to 32.
+    """
+    with _short_masks(tower):
+        given = _input(tower, 1)
+        return _evaluating(tower, lambda: count_gmacs(lambda: tower(given)))
+
+
+@contextmanager
+def _short_masks(tower: nn.Module) -> Iterator[None]:
+    """open_clip's text towers hold a causal mask of their whole context and refuse shorter texts: cut it meanwhile."""
+    whole: list[tuple[nn.Module, Tensor]] = []
+    for module in tower.modules():
+        mask = module._buffers.get("attn_mask")
+        if mask is not None and mask.ndim == 2 and mask.shape[0] == mask.shape[1] > TEXT_TOKENS:
+            whole.append((module, mask))
+            module._buffers["attn_mask"] = mask[:TEXT_TOKENS, :TEXT_TOKENS]
+    try:
+        yield
+    finally:
+        for module, mask in whole:
+            module._buffers["attn_mask"] = mask
 
 
 def text_tokens(tower: TextTower, batch: int = 1, length: int = TEXT_TOKENS) -> dict[str, Tensor]:
@@ -172,7 +193,7 @@ def _count_tower(tower: ImageTower | TextTower | None) -> TowerCost | None:
 
 
 def _input(tower: ImageTower | TextTower, batch: int) -> Tensor | dict[str, Tensor]:
-    """Something for the tower to read, on its device; text of the full length where 32 tokens are refused."""
+    """Something to read, on the tower's device: 32 tokens of text, or its whole context if it refuses those."""
     device = next((t.device for t in (*tower.parameters(), *tower.buffers())), torch.device("cpu"))
     if isinstance(tower, ImageTower):
         return torch.zeros(batch, 3, *tower.preprocess.size, device=device)
@@ -180,7 +201,7 @@ def _input(tower: ImageTower | TextTower, batch: int) -> Tensor | dict[str, Tens
     try:
         _evaluating(tower, lambda: tower({name: values[:1] for name, values in tokens.items()}))
     except RuntimeError:
-        # Some towers have a position table of one length only.
+        # Positions or a mask of one length only.
         whole = text_tokens(tower, batch, tower.tokenizer.context_length)
         tokens = {name: values.to(device) for name, values in whole.items()}
     return tokens

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
 
-from clipette.evaluate.canvas import colour, dash, draw, legend, marker, short, small_multiples
+from clipette.evaluate.canvas import PLAIN_TICKS, colour, dash, draw, legend, marker, short, small_multiples
 
 # Names of dev figures that a run is judged by, in this order, where it does not say.
 DEV_FIGURES = ("mean_recall", "top1")
@@ -43,8 +44,11 @@ def read_log(run: Path) -> RunLog:
     return RunLog(tuple(kinds["train"]), tuple(kinds["dev"]))
 
 
-def dev_curves(logs: Mapping[str, RunLog], figure: str) -> bytes | None:
-    """``figure`` on dev against images seen and against seconds of training. None where no run measured it."""
+def dev_curves(logs: Mapping[str, RunLog], figure: str, positions: Mapping[str, int] | None = None) -> bytes | None:
+    """``figure`` on dev against images seen and against seconds of training. None where no run measured it.
+
+    ``positions``: of the models among all, for their colours.
+    """
     found = {name: [line for line in log.dev if figure in line] for name, log in logs.items()}
     found = {name: lines for name, lines in found.items() if lines}
     if not found:
@@ -53,7 +57,8 @@ def dev_curves(logs: Mapping[str, RunLog], figure: str) -> bytes | None:
     def paint(canvas: Canvas) -> None:
         panels = small_multiples(canvas, 2, 2, sharey=True)
         for axes, key, label in zip(panels, ("images", "seconds"), ("images seen", "seconds"), strict=True):
-            for row, (name, lines) in enumerate(found.items()):
+            for order, (name, lines) in enumerate(found.items()):
+                row = (positions or {}).get(name, order)
                 x, y = [line[key] for line in lines], [line[figure] for line in lines]
                 axes.plot(
                     x,
@@ -66,10 +71,12 @@ def dev_curves(logs: Mapping[str, RunLog], figure: str) -> bytes | None:
                 )
             axes.set_xlabel(label)
             axes.set_xlim(left=0)
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.xaxis.set_major_formatter(PLAIN_TICKS)
         panels[0].set_ylabel(f"dev {figure.replace('_', ' ')}")
         legend(canvas, panels[0], list(found))
 
-    return draw((7.6, 3.4), paint)
+    return draw((6.2, 3.2), paint)
 
 
 def loss_curve(log: RunLog) -> bytes | None:
@@ -77,7 +84,7 @@ def loss_curve(log: RunLog) -> bytes | None:
     if not log.train:
         return None
     steps = np.array([line["step"] for line in log.train], dtype=np.float64)
-    panels = {"loss": "loss", "gradient_norm": "gradient norm", "rate_factor": "learning rate, share of its peak"}
+    panels = {"loss": "loss", "gradient_norm": "gradient norm", "rate_factor": "rate / peak"}
     shown = {key: label for key, label in panels.items() if all(key in line for line in log.train)}
 
     def paint(canvas: Canvas) -> None:
@@ -90,7 +97,7 @@ def loss_curve(log: RunLog) -> bytes | None:
             axes.set_xlabel("step")
             axes.set_xlim(left=0)
 
-    return draw((2.9 * len(shown) + 0.4, 2.7), paint)
+    return draw((2.3 * len(shown) + 0.4, 2.6), paint)
 
 
 def term_curves(log: RunLog) -> bytes | None:
@@ -109,7 +116,7 @@ def term_curves(log: RunLog) -> bytes | None:
         )
         legend(canvas, axes, names)
 
-    return draw((7.6, 3.0), paint)
+    return draw((6.2, 3.0), paint)
 
 
 def smooth(values: Sequence[float] | np.ndarray[Any, np.dtype[np.float64]], parts: int = 50) -> Any:

@@ -40,9 +40,8 @@ def number(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     size = abs(value)
-    if size >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if size >= 100 else f"{value:.2f}" if size >= 10 else f"{value:.3f}"
+    digits = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3
+    return f"{value:,.{digits}f}".replace("-", "−")
 
 
 def figures(value: object) -> str:
@@ -56,7 +55,8 @@ def interval(figure: Figure | None) -> str:
     """``0.580–0.641``, or nothing."""
     if figure is None or figure.low is None or figure.high is None:
         return ""
-    return f"{number(figure.low)}–{number(figure.high)}"
+    joint = " to " if figure.low < 0 else "–"
+    return f"{number(figure.low)}{joint}{number(figure.high)}"
 
 
 def count(value: object) -> str:

@@ -7,17 +7,22 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL.Image import Image
 
-from clipette.evaluate.canvas import FAINT, INK, colour, dash, draw, legend, marker, short, small_multiples
+from clipette.evaluate.canvas import FAINT, INK, PLAIN_TICKS, colour, dash, draw, legend, marker, short, small_multiples
 from clipette.evaluate.results import CalibrationBins, Figure, RobustnessResult, ZeroShotResult
 
 Cells = Sequence["Figure | None"]
+WIDTH = 6.2
+"""Inches of a chart that fills its column."""
 
 
-def bars(groups: Sequence[str], series: Mapping[str, Cells], *, label: str = "") -> bytes:
-    """Horizontal bars, ``series[model][group]``, with 95 % intervals and the value at each bar's end."""
+def bars(groups: Sequence[str], series: Mapping[str, Cells], *, first: int = 0) -> bytes:
+    """Horizontal bars, ``series[model][group]``, with 95 % intervals and the value at each bar's end.
+
+    ``first``: the position, and so the colour, of the first of these models among all.
+    """
     names = list(series)
     height = 0.8 / len(names)
     inches = 0.9 + max(len(groups) * len(names) * 0.24, len(groups) * 0.42)
@@ -29,7 +34,7 @@ def bars(groups: Sequence[str], series: Mapping[str, Cells], *, label: str = "")
             places = np.arange(len(groups)) - 0.4 + height * (row + 0.5)
             values = np.array([np.nan if f is None else f.value for f in series[name]])
             errors = np.array([_error(figure) for figure in series[name]]).T
-            axes.barh(places, np.nan_to_num(values), height * 0.88, color=colour(row), label=short(name, 34))
+            axes.barh(places, np.nan_to_num(values), height * 0.88, color=colour(first + row), label=short(name, 34))
             axes.errorbar(np.nan_to_num(values), places, xerr=errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
             for place, value, error in zip(places, values, errors[1], strict=True):
                 if np.isfinite(value):
@@ -46,10 +51,9 @@ def bars(groups: Sequence[str], series: Mapping[str, Cells], *, label: str = "")
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.set_xlim(0, reach * 1.14 or 1)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel(label)
         legend(canvas, axes, names)
 
-    return draw((7.6, inches), paint)
+    return draw((WIDTH, inches), paint)
 
 
 def _error(figure: Figure | None) -> tuple[float, float]:
@@ -75,12 +79,14 @@ def reliability(bins: Mapping[str, CalibrationBins], ece: Mapping[str, float]) -
             axes.plot(own.confidence[filled], own.accuracy[filled], color=colour(row), marker=marker(row), markersize=5)
             axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
             axes.set_aspect("equal")
-            axes.set_title(f"{short(name, 22)}\nECE {ece[name]:.3f}", fontsize=11)
+            axes.set_title(f"{short(name, 18)}\nECE {ece[name]:.3f}", fontsize=11)
 
-    return draw((3.3 * columns + 0.4, 3.5 * rows), paint)
+    return draw((max(4.4, 2.6 * columns), 3.0 * rows), paint)
 
 
-def confusions(result: ZeroShotResult, reference: ZeroShotResult | None = None, *, shown: int = 12) -> bytes | None:
+def confusions(
+    result: ZeroShotResult, reference: ZeroShotResult | None = None, *, position: int = 0, shown: int = 12
+) -> bytes | None:
     """The commonest mistakes, as shares of the true class; dots: the reference's share. None where there is none."""
     table = result.confusion
     if table is None:
@@ -99,7 +105,7 @@ def confusions(result: ZeroShotResult, reference: ZeroShotResult | None = None, 
     def paint(canvas: Canvas) -> None:
         axes = canvas.subplots()
         place = np.arange(len(pairs))
-        axes.barh(place, shares, 0.66, color=colour(1 if theirs else 0), label=short(result.model))
+        axes.barh(place, shares, 0.66, color=colour(position), label=short(result.model))
         if theirs is not None and reference is not None:
             axes.scatter(theirs, place, color=colour(0), marker="D", zorder=3, s=34, label=short(reference.model))
             canvas.legend(loc="outside upper left", ncols=2, fontsize=10)
@@ -107,9 +113,9 @@ def confusions(result: ZeroShotResult, reference: ZeroShotResult | None = None, 
         axes.set_ylim(len(pairs) - 0.4, -0.6)
         axes.set_xlim(0, min(1.0, max([*shares, *(theirs or [])]) * 1.1))
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("share of the true class taken for the other")
+        axes.set_xlabel("share of the true class")
 
-    return draw((7.6, 1.1 + 0.3 * len(pairs)), paint)
+    return draw((WIDTH, 1.1 + 0.3 * len(pairs)), paint)
 
 
 def _shares(result: ZeroShotResult, pairs: Sequence[tuple[int, int]]) -> list[float] | None:
@@ -119,13 +125,12 @@ def _shares(result: ZeroShotResult, pairs: Sequence[tuple[int, int]]) -> list[fl
     return [float(result.confusion[i, j] / totals[i]) for i, j in pairs]
 
 
-def robustness_curves(results: Mapping[str, RobustnessResult]) -> bytes:
+def robustness_curves(results: Mapping[str, RobustnessResult], measure: str) -> bytes:
     """Quality against a corruption's strength, a panel for each corruption; strength 0 is the clean image."""
     names = list(results)
     kinds = list(dict.fromkeys(kind for result in results.values() for kind in result.table))
     columns = min(len(kinds), 3)
     rows = -(-len(kinds) // columns)
-    measure = next(iter(results.values())).measure.replace("_", " ")
 
     def paint(canvas: Canvas) -> None:
         panels = small_multiples(canvas, len(kinds), 3, sharey=True)
@@ -143,7 +148,7 @@ def robustness_curves(results: Mapping[str, RobustnessResult]) -> bytes:
             axes.set_ylabel(measure)
         legend(canvas, panels[0], names)
 
-    return draw((2.9 * columns + 0.6, 2.6 * rows + 0.5), paint)
+    return draw((2.2 * columns + 0.6, 2.2 * rows + 0.5), paint)
 
 
 def _band(axes: Axes, x: Sequence[float], figures: Sequence[Figure], row: int, name: str) -> None:
@@ -163,25 +168,21 @@ def pareto(points: Mapping[str, tuple[float, Figure]], *, x: str, y: str) -> byt
         for row, name in enumerate(names):
             cost, figure = points[name]
             error = np.array([_error(figure)]).T
-            axes.errorbar(
-                cost, figure.value, yerr=error, color=colour(row), marker=marker(row), markersize=9, capsize=3, zorder=3
-            )
-            right = cost < np.sqrt(min(p[0] for p in points.values()) * max(p[0] for p in points.values())) * 1.0001
-            axes.annotate(
-                short(name, 26),
-                (cost, figure.value),
-                (9 if right else -9, 7),
-                textcoords="offset points",
-                ha="left" if right else "right",
-                fontsize=10,
+            axes.errorbar(cost, figure.value, yerr=error, color=colour(row), elinewidth=1.4, capsize=3, zorder=2)
+            axes.scatter(
+                cost, figure.value, s=80, color=colour(row), marker=marker(row), zorder=3, label=short(name, 34)
             )
         front = _front([(cost, figure.value) for cost, figure in points.values()])
         axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=1.2, linestyle="--", zorder=1)
         axes.set_xscale("log")
-        axes.margins(x=0.12, y=0.18)
+        axes.margins(x=0.12, y=0.12)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(PLAIN_TICKS)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel=x, ylabel=y)
+        legend(canvas, axes, names)
 
-    return draw((7.6, 4.0), paint)
+    return draw((WIDTH, 3.6 + 0.2 * len(names)), paint)
 
 
 def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

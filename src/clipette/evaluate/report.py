@@ -146,6 +146,7 @@ def word(kind: str, measure: str) -> str:
         return AGREEMENT_WORDS[measure]
     if kind == "retrieval" and "/" in measure:
         way, _, name = measure.partition("/")
+        name = name.upper() if name.startswith(("map", "mrr", "ndcg")) else name.replace("_", " ")
         return f"{'image → text' if way == 'i2t' else 'text → image'} {name}"
     if measure.startswith("domain/"):
         return measure.partition("/")[2]
@@ -181,7 +182,7 @@ def _headline_bars(comparison: Comparison) -> list[Chart]:
         # A model without this measure (the reference's agreement with itself) gets no empty bars.
         models = [i for i in range(len(comparison.names)) if any(line.values[i] is not None for line in shown)]
         series = {comparison.names[i]: [line.values[i] for line in shown] for i in models}
-        png = plots.bars([word(kind, line.measure) for line in shown], series)
+        png = plots.bars([word(kind, line.measure) for line in shown], series, first=models[0])
         out.append(Chart(f"{title}: {dataset}", png, "Bars with 95 % bootstrap intervals."))
     return out
 
@@ -221,7 +222,7 @@ def _confusions(comparison: Comparison) -> list[Chart]:
     first, last = comparison.entries[0].evaluation, comparison.entries[-1].evaluation
     for dataset, result in last.zero_shot.items():
         reference = first.zero_shot.get(dataset) if len(comparison.entries) > 1 else None
-        png = plots.confusions(result, reference)
+        png = plots.confusions(result, reference, position=len(comparison.names) - 1)
         if png is not None:
             out.append(Chart(f"Commonest mistakes: {dataset}", png, f"Of {comparison.names[-1]}."))
     return out
@@ -235,7 +236,9 @@ def _robustness(comparison: Comparison) -> list[Chart]:
             for name, entry in zip(comparison.names, comparison.entries, strict=True)
             if dataset in entry.evaluation.robustness
         }
-        out.append(Chart(f"Robustness: {dataset}", plots.robustness_curves(results), "Bands: 95 % intervals."))
+        measure = word("robustness", next(iter(results.values())).measure)
+        png = plots.robustness_curves(results, measure)
+        out.append(Chart(f"Robustness: {dataset}", png, "Bands: 95 % intervals. Strength 0: clean."))
     return out
 
 
@@ -261,9 +264,10 @@ def _pareto(comparison: Comparison) -> list[Chart]:
 def _curves(comparison: Comparison) -> list[Chart]:
     runs = zip(comparison.names, comparison.entries, strict=True)
     logs = {name: read_log(entry.run) for name, entry in runs if entry.run is not None}
+    positions = {name: position for position, name in enumerate(comparison.names)}
     out = []
     for figure in dict.fromkeys(log.figure() for log in logs.values()):
-        png = None if figure is None else dev_curves(logs, figure)
+        png = None if figure is None else dev_curves(logs, figure, positions)
         if png is not None:
             out.append(Chart("Training", png, "On the dev split, as the runs measured it while they trained."))
     return out
@@ -293,8 +297,10 @@ def failures(comparison: Comparison, datasets: Mapping[str, Dataset]) -> list[Fa
         found.update({(f.location, f.reason): f for f in data.failures})
     for entry in comparison.entries:
         evaluation = entry.evaluation
-        for result in (*evaluation.zero_shot.values(), *evaluation.retrieval.values()):
-            found.update({(f.location, f.reason): f for f in result.failures})
+        for zero_shot in evaluation.zero_shot.values():
+            found.update({(f.location, f.reason): f for f in zero_shot.failures})
+        for retrieval in evaluation.retrieval.values():
+            found.update({(f.location, f.reason): f for f in retrieval.failures})
     return list(found.values())
 
 

@@ -71,6 +71,7 @@ def robustness(
     *,
     measure: Measure | None = None,
     templates: Templates = "single",
+    descriptions: Mapping[str, Sequence[str]] | None = None,
     text_encoder: Encoder | None = None,
     seed: int = 0,
     settings: Settings = Settings(),
@@ -89,7 +90,9 @@ def robustness(
 
     def cell(data: Dataset) -> tuple[Figure, Items, tuple[Failure, ...]]:
         if chosen == "top1":
-            scores = zero_shot(encoder, data, templates, text_encoder=text_encoder, settings=settings)
+            scores = zero_shot(
+                encoder, data, templates, descriptions=descriptions, text_encoder=text_encoder, settings=settings
+            )
             return scores.top1, scores.items, scores.failures
         found = retrieval(encoder, data, text_encoder=text_encoder, examples=0, settings=settings)
         return found.mean_recall, found.items, found.failures

@@ -160,6 +160,7 @@ def _robustness(
         settings.strengths,
         measure=measure,
         templates=settings.templates,
+        descriptions=settings.descriptions,
         text_encoder=texts or (encoder if encoder.can_encode_text else None),
         settings=settings.run,
     )
