@@ -9,9 +9,17 @@ from pathlib import Path
 import pytest
 from tests.train.tiny import CLASSES, picture, student
 
+from clipette import measuring
 from clipette.errors import BadImageError, ConfigError
+from clipette.evaluate.cost import Timing
 from clipette.measuring import classify, compare, evaluate
 from clipette.models.saved import save_model
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of speed are not what is tested here."""
+    monkeypatch.setattr(measuring, "TIMING", Timing(warmup=0, repeats=1, batch_size=2, max_seconds=0.1))
 
 
 @pytest.fixture(scope="module")

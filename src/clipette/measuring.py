@@ -24,6 +24,8 @@ from clipette.io import write_atomic, write_json
 from clipette.resolve import resolve
 from clipette.types import Encoder
 
+TIMING = Timing()
+
 
 def evaluate(
     model: str,
@@ -156,7 +158,7 @@ def _suite(templates: str, descriptions: str | Path | None, corruptions: bool, b
 def _side_by_side(
     references: Sequence[str], encoders: Sequence[Encoder], evaluations: Sequence[Evaluation]
 ) -> Comparison:
-    costs = measure_costs(encoders, Timing())
+    costs = measure_costs(encoders, TIMING)
     return side_by_side(
         [
             Entry(evaluation, cost, _card(reference), _run_of(reference))
