@@ -337,8 +337,8 @@ def measure(bench: Bench) -> dict[str, list[float]]:
 def options_of(parser: ArgumentParser, given: list[str] | None) -> Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=24, help="a round of store and student_only")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=12, help="a round of store and student_only")
     parser.add_argument("--online-steps", type=int, default=2, help="a round with the teacher in the loop")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--loaders", type=int, default=2, help="our loader threads; open_clip's loader processes")
