@@ -18,8 +18,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from common import arguments, bench_cache, finish, machine, say, shared_folder
-
 from clipette import verbs
 from clipette.data.sources import load_data
 from clipette.errors import DataError
@@ -29,14 +27,16 @@ from clipette.evaluate.zero_shot import zero_shot
 from clipette.io import digest, digest_json, write_json
 from clipette.models.inference import TorchEncoder
 from clipette.resolve import resolve
+from common import arguments, bench_cache, finish, machine, say, shared_folder
 
 RECIPES = Path(__file__).parent / "recipes"
 ARMS = ("T0", "T1", "A", "B", "A_no_teacher", "B_no_teacher")
+DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
 ZERO_SHOT = {
     "caltech101": "caltech101.tar?split=test",
     "cifar100": "cifar100.tar.gz?split=test",
     "eurosat": "eurosat.tar.gz?split=test",
-    **{f"pacs_{domain}": f"pacs.tar?split=test&domain={domain}" for domain in ("photo", "art_painting", "cartoon", "sketch")},
+    **{f"pacs_{domain}": f"pacs.tar?split=test&domain={domain}" for domain in DOMAINS},
 }
 HITS = ("hit@1", "hit@5", "hit@10")
 

@@ -20,6 +20,7 @@ from clipette.models.inference import TorchEncoder
 from clipette.models.spec import ModelSpec
 from clipette.models.stored import StoredEncoder
 from clipette.resolve import resolve
+from clipette.showcase import showcase
 from clipette.store import Store, open_store
 from clipette.tasks.pour import PourPlan
 from clipette.tasks.pour import pour as pour_into
@@ -79,6 +80,12 @@ def read_recipe(recipe: str | Path | None, overrides: Sequence[str] = (), *, def
     return load_yaml(Recipe, path, overrides), base
 
 
+def _default_recipe(data: str | None) -> str:
+    """Captions are worth reading where there are any."""
+    captioned = data is None or any(sample.captions for sample in load_data(data).samples)
+    return "default" if captioned else "unlabelled"
+
+
 def student_spec(reference: str, recipe: Recipe) -> ModelSpec:
     """``--student``: a YAML file of a ``ModelSpec``, ``timm:NAME`` (the recipe's texts stay), ``open_clip:NAME``."""
     kind, _, name = reference.partition(":")
@@ -126,7 +133,7 @@ def distill(
 
     Returns the run directory. ``teacher_online`` runs the teacher at every step instead, for comparison.
     """
-    read, base = read_recipe(recipe, overrides, default="default")
+    read, base = read_recipe(recipe, overrides, default="default" if recipe else _default_recipe(data))
     if student is not None:
         read = read.model_copy(update={"student": student_spec(student, read)})
     return _run(
@@ -141,6 +148,14 @@ def distill(
         store=store,
         online=teacher_online,
     )
+
+
+def demo(out: str | Path = "runs/demo", seed: int = 0) -> dict[str, Any]:
+    """The whole path on the rendered sample world: teacher, student, its twin without a teacher, and a report.
+
+    Writes into ``out``; returns the summary.
+    """
+    return showcase(Path(out), seed, pretrain=pretrain, distill=distill)
 
 
 def _run(

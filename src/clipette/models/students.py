@@ -72,7 +72,7 @@ def _space_width(spec: ModelSpec, teacher: DualEncoder | None) -> int | None:
                 "remove dim, or use space: own"
             )
         return teacher.dim
-    if isinstance(spec.text, TeacherText) and spec.text.train == "none" and teacher is not None:
+    if isinstance(spec.text, TeacherText) and teacher is not None and spec.dim is None:
         return teacher.dim
     return spec.dim
 
@@ -179,7 +179,10 @@ def _timm_trunk(spec: TimmImage, base: Path) -> Any:
         state = load_file(path)
     except SafetensorError as error:
         raise ModelError(f"{path} is not a safetensors file: {error}") from error
-    missing, unexpected = trunk.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = trunk.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ModelError(f"{path} does not fit timm model '{spec.name}' with args {spec.args}: {error}") from error
     unexpected = [name for name in unexpected if not name.startswith(("classifier.", "head.", "fc."))]
     if missing or unexpected:
         raise ModelError(
@@ -316,10 +319,13 @@ def _freeze(tower: ImageTower | TextTower, train: str) -> None:
 
 
 def local_reference(reference: str, base: Path) -> str:
-    """``package:NAME/sub`` is a folder of an installed package; a path under ``base`` that exists wins over a hub id."""
+    """``package:NAME/sub`` is a folder of an installed package; an existing path wins over a hub id."""
     if reference.startswith("package:"):
         name, _, inside = reference.removeprefix("package:").partition("/")
-        found = importlib.util.find_spec(name)
+        try:
+            found = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            found = None
         if found is None or found.origin is None:
             raise ModelError(f"package '{name}' is not installed (named by '{reference}'): pip install it")
         return str(Path(found.origin).parent / inside)
