@@ -17,6 +17,7 @@ from clipette.config import dump_yaml
 from clipette.data.dataset import Dataset
 from clipette.data.images import DecodeSettings
 from clipette.errors import ConfigError, ModelError, StoreError, UnsupportedError
+from clipette.evaluate.run_report import write_run_report
 from clipette.evaluate.zero_shot import class_vectors
 from clipette.io import digest_json, write_atomic, write_json
 from clipette.models.core import DualEncoder, set_trainable, weights_digest
@@ -389,6 +390,7 @@ def _save(
         "failures": [asdict(failure) for failure in (*job.data.failures, *feed.failures)],
     }
     write_json(job.out / "summary.json", json.loads(json.dumps(summary)))
+    write_run_report(job.out)
 
 
 def _carried_texts(job: Job, names: tuple[str, ...]) -> tuple[str, ...]:
