@@ -24,6 +24,11 @@ from clipette.progress import track
 from clipette.types import Failure, Sample, View
 
 
+def cache_folder() -> Path:
+    """``CLIPETTE_CACHE`` or ``~/.cache/clipette``, for what can be computed again."""
+    return Path(os.environ.get("CLIPETTE_CACHE") or Path.home() / ".cache" / "clipette") / "trunks"
+
+
 def trunk_is_frozen(tower: ImageTower | TextTower) -> bool:
     """Whether nothing below the head learns."""
     return not any(p.requires_grad for p in tower.trunk.parameters())

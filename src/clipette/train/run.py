@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from clipette.tasks.objective import Objective, TeacherFacts
 from clipette.tasks.outputs import EncodedOutputs, StoredOutputs
 from clipette.tasks.terms import needs_of, read_terms
 from clipette.train.dev import DevMeter
-from clipette.train.frozen import image_trunk_features, text_trunk_features, trunk_is_frozen
+from clipette.train.frozen import cache_folder, image_trunk_features, text_trunk_features, trunk_is_frozen
 from clipette.train.loop import Dev, Loop, LoopResult
 from clipette.train.ranks import barrier, rank, world_size
 from clipette.train.recipe import Recipe
@@ -280,9 +279,7 @@ def _feed(job: Job, student: DualEncoder, task: Objective, device: torch.device)
         elif job.teacher is not None and reads_teacher:
             outputs = EncodedOutputs(job.teacher, samples, captions if "teacher_text" in needs else ())
     if "teacher_text" in needs and outputs is not None and not outputs.has_texts:
-        raise StoreError(
-            "the losses read captions, but the store has none: pour them, or use image-only losses"
-        )
+        raise StoreError("the losses read captions, but the store has none: pour them, or use image-only losses")
     settings = DecodeSettings(scaled=recipe.scaled_decode)
     plan = FeedPlan(
         batch_size=recipe.train.batch_size,
@@ -355,11 +352,6 @@ def _with_texts(
     with torch.no_grad():
         fixed = torch.nn.functional.normalize(tower.head(trunk), dim=-1)
     return replace(plan, text_fixed=fixed)
-
-
-def cache_folder() -> Path:
-    """``CLIPETTE_CACHE`` or ``~/.cache/clipette``, for what can be computed again."""
-    return Path(os.environ.get("CLIPETTE_CACHE") or Path.home() / ".cache" / "clipette") / "trunks"
 
 
 def _save(
