@@ -1,7 +1,7 @@
 """The rendered sample world: captioned pictures drawn by our own code, so that demo and tests download nothing.
 
 A class is texture × colour × shape (``striped red star``). Splits: ``pretrain`` (all compositions and all styles),
-``train``/``dev``/``test`` (48 seen classes, plain style), ``novel`` (48 held-out classes), and
+``train``/``dev``/``test`` (48 seen classes, plain style), ``novel`` (24 held-out classes), and
 ``shift-outline|noise|inverted|blurred`` (the scenes of ``test`` in other styles).
 """
 

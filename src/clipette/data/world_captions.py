@@ -11,13 +11,10 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "circle": ("circle", "disc"),
         "square": ("square", "box"),
-        "moon": ("moon", "crescent"),
         "cross": ("cross", "plus sign"),
         "ring": ("ring", "hoop"),
         "purple": ("purple", "violet"),
-        "cyan": ("cyan", "turquoise"),
         "dotted": ("dotted", "spotted"),
-        "checked": ("checked", "chequered"),
         "solid": ("solid", "plain"),
         "small": ("small", "little", "tiny"),
         "medium": ("medium-sized",),
@@ -34,7 +31,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 WITH_TEXTURE: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"striped": ("with stripes",), "dotted": ("with dots", "with spots"), "checked": ("with checks",)}
+    {"striped": ("with stripes",), "dotted": ("with dots", "with spots")}
 )
 OPPOSITE: Mapping[str, str] = MappingProxyType(
     {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -86,12 +83,12 @@ def _phrase(thing: Thing, lot: Lot, *, full: bool) -> str:
     before, after = [], ""
     if lot.chance(0.35):
         before.append(_word(thing.size, lot))
-    if full or lot.chance(0.75):
+    if full or lot.chance(0.85):
         if what.texture in WITH_TEXTURE and lot.chance(0.3):
             after = " " + lot.pick(WITH_TEXTURE[what.texture])
         else:
             before.append(_word(what.texture, lot))
-    if full or lot.chance(0.9):
+    if full or lot.chance(0.95):
         colour = _word(what.colour, lot)
         # Both orders occur in captions: "a striped red star" mostly, "a red striped star" at times.
         before.insert(len(before) - 1 if before and not after and lot.chance(0.2) else len(before), colour)

@@ -68,32 +68,10 @@ def _star(x: Floats, y: Floats) -> Floats:
     return distance
 
 
-def _heart(x: Floats, y: Floats) -> Floats:
-    """Two half discs on a corner (Quilez), scaled to fill the unit circle."""
-    scale = np.float32(0.62)
-    x, y = np.abs(x) * scale, y * scale + np.float32(0.55)
-    lobe_x, lobe_y = x - np.float32(0.25), y - np.float32(0.75)
-    lobe = np.sqrt(lobe_x * lobe_x + lobe_y * lobe_y) - np.float32(0.35355339)
-    foot = np.float32(0.5) * np.maximum(x + y, 0)
-    above = x * x + (y - 1) * (y - 1)
-    below = (x - foot) * (x - foot) + (y - foot) * (y - foot)
-    flank = np.sqrt(np.minimum(above, below)) * np.sign(x - y)
-    distance: Floats = np.where(x + y > 1, lobe, flank) / scale
-    return distance
-
-
 def _cross(x: Floats, y: Floats) -> Floats:
     x, y = np.abs(x), np.abs(y)
     long, short = np.float32(0.94), np.float32(0.33)
     distance: Floats = np.minimum(np.maximum(x - long, y - short), np.maximum(x - short, y - long))
-    return distance
-
-
-def _moon(x: Floats, y: Floats) -> Floats:
-    x = x - np.float32(0.16)
-    bite = x - np.float32(0.44)
-    outer, inner = np.sqrt(x * x + y * y), np.sqrt(bite * bite + y * y)
-    distance: Floats = np.maximum(outer - np.float32(0.96), np.float32(0.78) - inner)
     return distance
 
 
@@ -108,9 +86,7 @@ SHAPE_DISTANCES: Mapping[str, Callable[[Floats, Floats], Floats]] = MappingProxy
         "square": _square,
         "triangle": _triangle,
         "star": _star,
-        "heart": _heart,
         "cross": _cross,
-        "moon": _moon,
         "ring": _ring,
     }
 )
@@ -136,14 +112,8 @@ def _dotted(u: Floats, v: Floats) -> Floats:
     return distance
 
 
-def _checked(u: Floats, v: Floats) -> Floats:
-    a, b = _wave(u * np.float32(0.8)), _wave(v * np.float32(0.8))
-    distance: Floats = np.maximum(np.minimum(a, -b), np.minimum(-a, b)) * np.float32(1.25)
-    return distance
-
-
 TEXTURE_DISTANCES: Mapping[str, Callable[[Floats, Floats], Floats] | None] = MappingProxyType(
-    {"solid": None, "striped": _striped, "dotted": _dotted, "checked": _checked}
+    {"solid": None, "striped": _striped, "dotted": _dotted}
 )
 
 # --- drawing ------------------------------------------------------------------------------------------------------
@@ -210,7 +180,7 @@ def _draw_filled(canvas: Floats, thing: Thing, size: int, strength: float) -> No
     pattern = _pattern(thing, u, v)
     if pattern is not None:
         _paint(canvas, inside * _cover(pattern * np.float32(thing.period * size)), _rgb(thing.second))
-    rim = inside * np.clip(edge / np.float32(0.02 * size) + 1, 0, 1) * np.float32(0.4)
+    rim = inside * np.clip(edge / np.float32(0.02 * size) + 1, 0, 1) * np.float32(0.7)
     _paint(canvas, rim, _rgb(thing.colour) * np.float32(0.45))
 
 
@@ -235,7 +205,7 @@ def _unchanged(pixels: Pixels, scene: Scene) -> Pixels:
 
 
 def _noise(pixels: Pixels, scene: Scene) -> Pixels:
-    sigma = np.float32(255 * (0.05 + 0.17 * scene.strength))
+    sigma = np.float32(255 * (0.05 + 0.13 * scene.strength))
     return np.clip(pixels + sigma * bell_noise(pixels.shape, scene.noise_seed), 0, 255).astype(np.uint8)
 
 
