@@ -67,9 +67,10 @@ def resolve(reference: str, *, device: str | None = None, precision: str = "fp32
     """The encoder that ``reference`` names. Raises ``ConfigError`` on an unknown kind or a missing path."""
     kind, colon, rest = reference.partition(":")
     if colon and kind in KINDS:
-        return KINDS[kind](rest, device, precision)
+        # A home folder is meant in every kind that names a path.
+        return KINDS[kind](str(Path(rest).expanduser()) if rest.startswith("~") else rest, device, precision)
     path = Path(reference).expanduser()
-    if path.is_dir():
+    if reference and path.is_dir():
         if (path / "store.json").is_file():
             return _stored(str(path), device, precision)
         return _folder(str(path), device, precision)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from clipette.data.images import DecodeSettings, decode_image
+from clipette.data.images import DecodeSettings, decode_image, upright_rgb
 from clipette.data.loading import iter_images
 from clipette.errors import BadImageError
 from clipette.memory import keep_freed_memory
@@ -78,14 +78,16 @@ class TorchEncoder:
 
     @contextmanager
     def _mode(self) -> Iterator[None]:
-        training = self.model.training
+        training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         half = self.precision == "bf16"
         try:
             with torch.inference_mode(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
                 yield
         finally:
-            self.model.train(training)
+            # Module by module: what was frozen in evaluation mode stays so.
+            for module in training:
+                module.training = True
 
     def encode_pixels(self, pixels: Floats) -> Floats:
         """Unit vectors [B, D] of already preprocessed pixels [B, 3, H, W]."""
@@ -105,7 +107,7 @@ class TorchEncoder:
 
     def _open(self, image: ImageInput) -> Image:
         if isinstance(image, Image):
-            return image.convert("RGB")
+            return upright_rgb(image)
         if isinstance(image, bytes):
             return decode_image(image, location="<bytes>", settings=self.settings)
         try:

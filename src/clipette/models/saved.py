@@ -70,10 +70,12 @@ def save_model(
 def _tower(folder: Path, side: str, description: Mapping[str, object] | None) -> ImageTower | TextTower | None:
     if description is None:
         return None
-    names = description["assets"]
-    arguments = description["arguments"]
+    where = f"{folder / 'model.json'}: the {side} tower"
+    if not isinstance(description, dict):
+        raise ModelError(f"{where} is not described as Clipette writes it")
+    names, arguments = description.get("assets"), description.get("arguments")
     if not isinstance(names, list) or not isinstance(arguments, dict):
-        raise ModelError(f"{folder / 'model.json'}: the {side} tower is not described as Clipette writes it")
+        raise ModelError(f"{where} is not described as Clipette writes it")
     root = (folder / "assets" / side).resolve()
     assets = {}
     for name in names:
@@ -83,7 +85,10 @@ def _tower(folder: Path, side: str, description: Mapping[str, object] | None) ->
         if not path.is_file():
             raise ModelError(f"{path} is missing: the model's folder is not whole")
         assets[str(name)] = path.read_bytes()
-    return build_tower(Blueprint(str(description["kind"]), arguments, assets))
+    try:
+        return build_tower(Blueprint(str(description.get("kind")), arguments, assets))
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{where} cannot be built from its description: {type(error).__name__}: {error}") from error
 
 
 def load_model(folder: Path) -> SavedModel:
@@ -98,13 +103,18 @@ def load_model(folder: Path) -> SavedModel:
         raise ModelError(f"{folder} holds no model: model.json is missing (has the run finished its first checkpoint?)")
     try:
         description = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        if not isinstance(description, dict):
+            raise ValueError("it is no JSON object")
+    except ValueError as error:
         raise ModelError(f"{path} is damaged: {error}") from error
     if description.get("format") != FORMAT:
         raise ModelError(f"{path} has format {description.get('format')}, this Clipette reads {FORMAT}")
     image, text = (_tower(folder, side, description.get(side)) for side in ("image", "text"))
     if isinstance(image, TextTower) or isinstance(text, ImageTower):
         raise ModelError(f"{path}: the image and text towers are exchanged")
+    missing = [name for name in ("logit_bias", "space", "name", "card") if name not in description]
+    if missing:
+        raise ModelError(f"{path} is damaged: it does not say {', '.join(missing)}")
     model = DualEncoder(image, text, logit_bias=0.0 if description["logit_bias"] else None)
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))

@@ -58,7 +58,9 @@ def keep_layers(encoder: Any, layers: Sequence[int] | None) -> None:
 
 def encoder_config_bytes(encoder: Any) -> bytes:
     """The encoder's configuration as JSON, for a blueprint's assets."""
-    return json.dumps(encoder.config.to_dict(), sort_keys=True, default=str).encode()
+    # Where it was loaded from is no part of what it is, and differs at every load.
+    values = {name: value for name, value in encoder.config.to_dict().items() if name != "_name_or_path"}
+    return json.dumps(values, sort_keys=True, default=str).encode()
 
 
 class SmallTextTrunk(nn.Module):
