@@ -5,7 +5,7 @@ same in all arms, as are photographs, captions, batch size, loss (InfoNCE + dist
 precision and process. Four arms, in turn, several rounds; each figure is the median over rounds:
 
 - ``store``: our training loop from the store, every image read, decoded and cut anew (no cache of decoded images);
-- ``student_only``: the same step on one batch that lies ready in memory, the limit of what any store can give;
+- ``student_only``: the same steps on the same batches, but ready in memory: the limit of what any store can give;
 - ``open_clip_online``: open_clip_train's ``train_one_epoch`` with ``DistillClipLoss``, the teacher's forward included;
 - ``online``: our loop with the teacher in it (``--teacher-online``).
 
@@ -45,7 +45,7 @@ from clipette.tasks.objective import Objective, TeacherFacts
 from clipette.tasks.outputs import StoredOutputs
 from clipette.tasks.terms import read_terms
 from clipette.train.loop import set_mode
-from clipette.train.optim import build_optimizer, clip_gradients
+from clipette.train.optim import build_optimizer, clip_gradients, rate_factor
 from clipette.train.recipe import Recipe
 from clipette.train.run import Job, build_student, run_job
 from clipette.train.step import compute_gradients
@@ -127,36 +127,46 @@ def ours(bench: Bench, name: str, steps: int, *, online: bool) -> float:
 
 
 class StudentOnly:
-    """Forward, loss, backward, clipping and optimiser on one ready batch: the student's step and nothing else."""
+    """Forward, loss, backward, clipping and optimiser on batches that lie ready in memory: the step and nothing else.
+
+    The batches of arm ``store``, from the same initial weights at the same rates: both compute the very same numbers,
+    so that what differs is the feed (and the loop around the step).
+    """
 
     def __init__(self, bench: Bench) -> None:
-        self.settings = bench.recipe(1).train
+        self.bench = bench
         self.device = torch.device(bench.options.device)
-        student = build_student(bench.job("student-only", 1)).to(self.device)
-        student.image_tower().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        facts = TeacherFacts(bench.store.dim, bench.teacher.logit_scale)
-        self.task = Objective(student, read_terms(LOSS), teacher=facts)
-        self.parts = self.task.parts.to(self.device)
-        self.optimizer = build_optimizer(self.parts, self.settings.optimizer)
-        self.batch = ready_batch(bench, student).to(self.device)
+        job = bench.job("student-only", bench.options.steps)
+        self.settings = job.recipe.train
+        self.batches = [batch.to(self.device) for batch in ready_batches(bench, build_student(job))]
 
     def round(self, steps: int) -> float:
-        set_mode(self.parts, freeze_norms=self.settings.freeze_norms)
+        settings = self.settings
+        student = build_student(self.bench.job("student-only", settings.steps or 1)).to(self.device)
+        student.image_tower().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        facts = TeacherFacts(self.bench.store.dim, self.bench.teacher.logit_scale)
+        task = Objective(student, read_terms(LOSS), teacher=facts)
+        parts = task.parts.to(self.device)
+        optimizer = build_optimizer(parts, settings.optimizer)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        set_mode(parts, freeze_norms=settings.freeze_norms)
         synchronize(self.device)
         begun = time.perf_counter()
         for step in range(steps):
-            self.optimizer.zero_grad(set_to_none=True)
-            compute_gradients(self.task, self.batch, micro_batches=1, precision=self.settings.precision, seed=step)
-            clip_gradients(self.parts.parameters(), self.settings.clip_norm)
-            self.optimizer.step()
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * rate_factor(step, steps, settings)
+            optimizer.zero_grad(set_to_none=True)
+            compute_gradients(task, self.batches[step], micro_batches=1, precision=settings.precision, seed=step)
+            clip_gradients(parts.parameters(), settings.clip_norm)
+            optimizer.step()
             with torch.no_grad():
-                self.task.student.logit_scale.clamp_(max=math.log(self.settings.max_scale))
+                student.logit_scale.clamp_(max=math.log(settings.max_scale))
         synchronize(self.device)
-        return steps * self.settings.batch_size / (time.perf_counter() - begun)
+        return steps * settings.batch_size / (time.perf_counter() - begun)
 
 
-def ready_batch(bench: Bench, student: DualEncoder) -> Batch:
-    """The first batch of arm ``store``."""
+def ready_batches(bench: Bench, student: DualEncoder) -> list[Batch]:
+    """Every batch of arm ``store``, decoded, cut and tokenized beforehand."""
     plan = FeedPlan(
         batch_size=bench.options.batch,
         seed=0,
@@ -168,9 +178,9 @@ def ready_batch(bench: Bench, student: DualEncoder) -> Batch:
     samples = bench.data.samples
     captions = [caption for sample in samples for caption in sample.captions]
     feed = Feed(samples, plan, StoredOutputs(bench.store, samples, captions, seed=0))
-    batch = feed.batch(0)
+    batches = [feed.batch(step) for step in range(bench.options.steps)]
     feed.close()
-    return batch
+    return batches
 
 
 class OpenClipImages:
@@ -313,7 +323,8 @@ def measure(bench: Bench) -> dict[str, list[float]]:
     """images/s of every arm in every round; a first, short round of each is thrown away."""
     options = bench.options
     student_only, open_clip = StudentOnly(bench), OpenClipOnline(bench)
-    sizes = [sum(p.numel() for p in m.parameters()) for m in (student_only.task.student, open_clip.student)]
+    students = (build_student(bench.job("sizes", 1)), open_clip.student)
+    sizes = [sum(p.numel() for p in student.parameters()) for student in students]
     if sizes[0] != sizes[1]:
         raise SystemExit(f"the students differ: ours has {sizes[0]} parameters, open_clip's {sizes[1]}")
     arms: dict[str, tuple[int, Callable[[int, int], float]]] = {
