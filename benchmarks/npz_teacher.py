@@ -64,8 +64,8 @@ class Setting:
 # Hundreds of photographs without augmentation (a stored vector belongs to the whole image) allow few epochs.
 GRIDS: dict[str, tuple[Setting, ...]] = {
     "linear_probe": tuple(Setting("head", KL, epochs, 0.0, lr) for lr in (1e-3, 5e-3) for epochs in (10, 30)),
-    "class_text_kl": tuple(Setting("all", KL, 8, lr, 5e-3) for lr in (3e-4, 1e-3)),
-    "class_text_kl+cosine": tuple(Setting("all", COSINE, 8, lr, 5e-3) for lr in (3e-4, 1e-3)),
+    "class_text_kl": tuple(Setting("all", KL, 8, lr, 5e-3) for lr in (1e-4, 3e-4)),
+    "class_text_kl+cosine": tuple(Setting("all", COSINE, 8, lr, 5e-3) for lr in (1e-4, 3e-4)),
 }
 
 
