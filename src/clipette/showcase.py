@@ -19,7 +19,7 @@ from clipette.io import write_json
 from clipette.measuring import compare_on
 
 STYLES = ("outline", "noise", "inverted", "blurred")
-SIZES = {"pretrain": 10_000, "train": 3_000, "test": 960, "novel": 960, **{f"shift-{style}": 480 for style in STYLES}}
+SIZES = {"pretrain": 12_000, "train": 4_000, "test": 960, "novel": 960, **{f"shift-{style}": 480 for style in STYLES}}
 MODELS = ("teacher", "student", "no_teacher")
 
 

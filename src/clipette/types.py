@@ -121,9 +121,7 @@ class Encoder(Protocol):
         """[N, D] unit vectors of ad-hoc images. Raises ``BadImageError`` on the first that cannot be read."""
         ...
 
-    def encode_samples(
-        self, samples: Sequence[Sample], *, batch_size: int = 64, progress: bool = False
-    ) -> Encoded:
+    def encode_samples(self, samples: Sequence[Sample], *, batch_size: int = 64, progress: bool = False) -> Encoded:
         """Unit vectors of the samples' images; one that cannot be read becomes a ``Failure``, never an error."""
         ...
 
@@ -141,9 +139,7 @@ class Classifier(Protocol):
     @property
     def class_names(self) -> tuple[str, ...]: ...
 
-    def classify_samples(
-        self, samples: Sequence[Sample], *, batch_size: int = 64, progress: bool = False
-    ) -> Encoded:
+    def classify_samples(self, samples: Sequence[Sample], *, batch_size: int = 64, progress: bool = False) -> Encoded:
         """As ``Encoder.encode_samples``, with logits [N, C] in place of vectors."""
         ...
 

@@ -317,3 +317,27 @@ def test_a_spec_in_one_line_reads_back() -> None:
     values = json.loads(line)
     assert values["dim"] == 8
     assert np.isclose(values["text"]["vocabulary"], 300)
+
+
+def test_columns_behind_the_end_of_a_text_change_nothing() -> None:
+    """The cut at the last end-of-text: the same vectors and gradients as open_clip's own full-length forward."""
+    from clipette.models.text import SmallTextTrunk
+
+    torch.manual_seed(0)
+    trunk = SmallTextTrunk(vocabulary=50, context_length=24, width=16, layers=2, heads=2, eos_id=49, pad_id=0)
+    ids = torch.zeros(3, 24, dtype=torch.int64)
+    for row, length in enumerate((2, 5, 9)):
+        ids[row, :length] = torch.arange(1, length + 1)
+        ids[row, length] = 49
+    seen: list[int] = []
+    trunk.transformer.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    short = trunk({"input_ids": ids})
+    whole = trunk.transformer(ids)
+    assert seen == [10, 24]
+    torch.testing.assert_close(short, whole, atol=2e-6, rtol=0)
+    gradients = []
+    for out in (short, whole):
+        trunk.zero_grad()
+        (out * torch.linspace(-1, 1, 16)).sum().backward()
+        gradients.append(trunk.transformer.token_embedding.weight.grad.clone())
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-4)

@@ -7,7 +7,6 @@ One road for every reference: find the configuration, the preprocessing and the 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import pickle
 import tempfile
@@ -17,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from clipette.data.preprocess import Preprocess
 from clipette.errors import ModelError
 from clipette.models.core import Blueprint, DualEncoder, ImageTower, TextTower
 from clipette.models.open_clip_sources import Source, beside, find_source
+from clipette.models.text import encode_until_end, encoder_config_bytes
 from clipette.models.tokenizers import OpenClipTokenizer, build_tokenizer
 
 LOG = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ class OpenClipText(nn.Module):
 
     def forward(self, tokens: Mapping[str, Tensor]) -> Tensor:
         """[B, width], not normalised."""
+        if isinstance(self.model, TextTransformer):
+            return encode_until_end(self.model, tokens["input_ids"])
         out: Tensor = self.model(tokens["input_ids"])
         return out
 
@@ -292,7 +295,7 @@ def _text_tower(text: Any, arguments: Mapping[str, Any], tokenizer: OpenClipToke
     own = {name: arguments[name] for name in ("embed_dim", "quick_gelu", "text_cfg")}
     assets = tokenizer.assets()
     if arguments["text_cfg"].get("hf_model_name"):
-        assets[HF_TEXT_CONFIG] = json.dumps(text.config.to_dict(), sort_keys=True, default=str).encode()
+        assets[HF_TEXT_CONFIG] = encoder_config_bytes(text)
     blueprint = Blueprint("open_clip_text", own, assets)
     width = int(arguments["embed_dim"])
     return TextTower(OpenClipText(text), nn.Identity(), tokenizer=tokenizer, width=width, blueprint=blueprint)
