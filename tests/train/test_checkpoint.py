@@ -151,13 +151,21 @@ def test_equal_states_are_equal_bytes(tmp_path: Path) -> None:
     assert content[0].keys() == {"modules.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"}
 
 
-def test_tensors_in_other_memory_orders_are_kept(tmp_path: Path) -> None:
+def test_memory_orders_are_kept(tmp_path: Path) -> None:
+    """Fused optimisers walk through weight and moments side by side: both must be stored in one order."""
     module = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
+    module(torch.randn(1, 3, 5, 5)).square().sum().backward()
+    optimizer.step()
     weight: Tensor = module.weight.detach().clone()
     save_checkpoint(tmp_path, step=1, modules=module, optimizer=optimizer, average=None, facts={})
+    moments = optimizer.state[module.weight]["exp_avg"].clone()
+    other = torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
     with torch.no_grad():
         module.weight.zero_()
-    load_checkpoint(tmp_path / "step-00000001", modules=module, optimizer=optimizer, average=None)
+    load_checkpoint(tmp_path / "step-00000001", modules=module, optimizer=other, average=None)
     assert torch.equal(module.weight, weight)
+    found = other.state[module.weight]["exp_avg"]
+    assert torch.equal(found, moments)
+    assert found.stride() == module.weight.stride()
     assert module.weight.is_contiguous(memory_format=torch.channels_last)

@@ -74,13 +74,8 @@ def test_pretraining_writes_a_run_directory_that_is_a_model(tmp_path: Path, logi
     out = tmp_path / "run"
     result = run_job(job(out, loss={logits: 1}, student={"logits": logits}, dev=tiny.dataset(12)))
     assert result.steps == 3
-    assert {path.name for path in out.iterdir()} == {
-        "recipe.yaml",
-        "metrics.jsonl",
-        "checkpoints",
-        "model",
-        "summary.json",
-    }
+    written = {path.name for path in out.iterdir()}
+    assert written == {"recipe.yaml", "metrics.jsonl", "checkpoints", "model", "summary.json", "report.html"}
     dev = read_metrics(out / "metrics.jsonl", "dev")
     assert [line["step"] for line in dev] == [0, 3]
     assert 0 <= dev[-1]["mean_recall"] <= 1
@@ -365,7 +360,7 @@ def test_a_store_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     refuse(
         job(tmp_path / "run", loss={"text_cosine": 1}, teacher=teacher, store=silent),
         StoreError,
-        "read the teacher's captions, but none are stored",
+        "the losses read captions, but the store has none: pour them",
     )
 
 

@@ -33,7 +33,9 @@ def test_accumulation_equals_the_whole_batch(micro_batches: int) -> None:
         if parameter.grad is not None:
             reference = expected[name].grad
             assert reference is not None
-            torch.testing.assert_close(parameter.grad, reference, atol=2e-6, rtol=1e-4)
+            # Sums in another order: an error of float32's last digits of the largest gradient.
+            near = 2e-6 * max(1.0, float(reference.abs().max()))
+            torch.testing.assert_close(parameter.grad, reference, atol=near, rtol=1e-4)
             compared += 1
     assert compared > 20
     assert float(expected["student.image.head.weight"].grad.abs().max()) > 1e-4  # type: ignore[union-attr]

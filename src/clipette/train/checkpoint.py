@@ -32,10 +32,14 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of ``flatten_optimizer``; the groups' settings are the recipe's, not the checkpoint's."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for name, value in tensors.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
+        like = parameters[int(index)]
+        # In the parameter's own memory order (channels last): fused kernels walk through both without looking.
+        kept = torch.empty_like(like).copy_(value) if value.shape == like.shape and value.ndim else value
+        state.setdefault(int(index), {})[key] = kept
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -86,7 +90,7 @@ def load_checkpoint(
         restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
         if average is not None:
             average.load(load_file(path / "average.safetensors"), int(state["average_count"]))
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, IndexError) as error:
         raise _unfit(path, error) from error
     return state
 
