@@ -69,9 +69,7 @@ def compare(
 
     Writes what ``evaluate`` writes; returns the summary. Raises ``ConfigError`` for no model.
     """
-    return compare_on(
-        models, _named_data(data), out=out, templates=templates, batch_size=batch_size, device=device
-    )
+    return compare_on(models, _named_data(data), out=out, templates=templates, batch_size=batch_size, device=device)
 
 
 def compare_on(
