@@ -6,8 +6,8 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 VENV ?= .venv
 OUT ?=
 SEEDS ?= 0,1,2
-# Test processes; 0 is one, in the foreground.
-WORKERS ?= 0
+# Test processes: one a core of the smallest machine; 0 is one, in the foreground.
+WORKERS ?= 2
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.clipette-installed
 # `--out` only where OUT is given: each script has a default of its own.
