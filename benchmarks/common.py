@@ -17,7 +17,7 @@ import numpy as np
 
 from clipette.data.dataset import Dataset
 from clipette.data.views import ViewPolicy, draw_view
-from clipette.io import digest, write_json
+from clipette.io import cache_root, digest, write_json
 from clipette.store import Rows, StoreWriter
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -54,7 +54,7 @@ def shared_folder() -> Path | None:
 
 def bench_cache(name: str) -> Path:
     """Where finished arms are kept: ``CLIPETTE_CACHE`` or ``~/.cache/clipette``, then ``bench/name``."""
-    return Path(os.environ.get("CLIPETTE_CACHE") or Path.home() / ".cache" / "clipette") / "bench" / name
+    return cache_root() / "bench" / name
 
 
 def machine(device: str = "cpu") -> dict[str, object]:

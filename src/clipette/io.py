@@ -41,6 +41,11 @@ def write_json(path: Path, value: object) -> None:
     write_atomic(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
+def cache_root() -> Path:
+    """``CLIPETTE_CACHE``, else ``~/.cache/clipette``: for what can be computed again."""
+    return Path(os.environ.get("CLIPETTE_CACHE") or "~/.cache/clipette").expanduser()
+
+
 def digest(data: bytes) -> str:
     """32 hex digits (BLAKE2b-128): identity of content, not a signature."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()

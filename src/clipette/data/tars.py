@@ -21,7 +21,7 @@ from clipette.data.fields import sample_of
 from clipette.data.paths import expand
 from clipette.data.refs import IMAGE_SUFFIXES, TarImage
 from clipette.errors import DataError
-from clipette.io import digest_json
+from clipette.io import cache_root, digest_json
 from clipette.types import Failure, Sample
 
 OPTIONS = {"prefix": "1: put the archive's name before each key (for shards that use the same keys)"}
@@ -57,7 +57,7 @@ def uncompressed(path: Path) -> Path:
         return path
     status = path.stat()
     identity = digest_json([str(path.resolve()), status.st_size, status.st_mtime_ns])
-    folder = cache_folder() / "tars"
+    folder = cache_root() / "tars"
     copy = folder / f"{_archive_stem(path)}-{identity[:16]}.tar"
     if copy.exists():
         return copy
@@ -88,11 +88,6 @@ def _decompressing(path: Path) -> gzip.GzipFile | lzma.LZMAFile | bz2.BZ2File:
     if path.suffix == ".xz":
         return lzma.open(path, "rb")
     return bz2.open(path, "rb") if path.suffix == ".bz2" else gzip.open(path, "rb")
-
-
-def cache_folder() -> Path:
-    """``CLIPETTE_CACHE``, else ``~/.cache/clipette``."""
-    return Path(os.environ.get("CLIPETTE_CACHE") or "~/.cache/clipette").expanduser()
 
 
 def _listed(path: Path) -> Listing:

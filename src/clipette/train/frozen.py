@@ -17,7 +17,7 @@ from clipette.data.loading import load_image, map_ordered
 from clipette.data.preprocess import Bytes
 from clipette.data.views import ViewPolicy, draw_view
 from clipette.errors import DataError
-from clipette.io import digest, digest_json, write_atomic
+from clipette.io import cache_root, digest, digest_json, write_atomic
 from clipette.models.core import ImageTower, TextTower, weights_digest
 from clipette.models.saved import state_bytes
 from clipette.progress import track
@@ -25,8 +25,8 @@ from clipette.types import Failure, Sample, View
 
 
 def cache_folder() -> Path:
-    """``CLIPETTE_CACHE`` or ``~/.cache/clipette``, for what can be computed again."""
-    return Path(os.environ.get("CLIPETTE_CACHE") or Path.home() / ".cache" / "clipette") / "trunks"
+    """Where trunk outputs are kept."""
+    return cache_root() / "trunks"
 
 
 def trunk_is_frozen(tower: ImageTower | TextTower) -> bool:
