@@ -80,9 +80,9 @@ def read_recipe(recipe: str | Path | None, overrides: Sequence[str] = (), *, def
     return load_yaml(Recipe, path, overrides), base
 
 
-def _default_recipe(data: str | None) -> str:
+def _default_recipe(listed: Dataset | None) -> str:
     """Captions are worth reading where there are any."""
-    captioned = data is None or any(sample.captions for sample in load_data(data).samples)
+    captioned = listed is None or any(sample.captions for sample in listed.samples)
     return "default" if captioned else "unlabelled"
 
 
@@ -133,7 +133,8 @@ def distill(
 
     Returns the run directory. ``teacher_online`` runs the teacher at every step instead, for comparison.
     """
-    read, base = read_recipe(recipe, overrides, default="default" if recipe else _default_recipe(data))
+    listed = load_data(data) if recipe is None and data is not None else None
+    read, base = read_recipe(recipe, overrides, default=_default_recipe(listed))
     if student is not None:
         read = read.model_copy(update={"student": student_spec(student, read)})
     return _run(
@@ -147,6 +148,7 @@ def distill(
         teacher=teacher,
         store=store,
         online=teacher_online,
+        listed=listed,
     )
 
 
@@ -170,6 +172,7 @@ def _run(
     teacher: str | None = None,
     store: str | Path | None = None,
     online: bool = False,
+    listed: Dataset | None = None,
 ) -> Path:
     given = {"data": data or recipe.data, "dev": dev or recipe.dev, "teacher": teacher or recipe.teacher}
     recipe = recipe.model_copy(update=given)
@@ -177,7 +180,7 @@ def _run(
         raise ConfigError("no training data: name it with --data, or in the recipe")
     if not resume and out.exists():
         shutil.rmtree(out)
-    train_set = load_data(recipe.data)
+    train_set = load_data(recipe.data) if listed is None else listed
     encoder = None if recipe.teacher is None else resolve(recipe.teacher, device=device)
     opened, encoder = _outputs(recipe, encoder, train_set, store, online=online, out=out)
     job = Job(
