@@ -96,8 +96,9 @@ def distill_child(work: Path, out: Path) -> None:
     torch.set_num_threads(1)
     from clipette.models.stored import StoredEncoder
     from clipette.store import open_store
+    from clipette.train.job import Job
     from clipette.train.recipe import Recipe
-    from clipette.train.run import Job, run_job
+    from clipette.train.run import run_job
 
     values = {
         "name": "crash",

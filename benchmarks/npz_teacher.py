@@ -38,8 +38,10 @@ from clipette.models.stored import open_stored
 from clipette.models.stored_vectors import ArrayLookup, StoredEncoder
 from clipette.resolve import resolve
 from clipette.train.frozen import image_trunk_features
+from clipette.train.job import Job, identity_of
 from clipette.train.recipe import Recipe
-from clipette.train.run import Job, build_student, identity_of, run_job
+from clipette.train.run import run_job
+from clipette.train.student import build_student
 from clipette.types import Encoder
 from common import arguments, bench_cache, finish, machine, say, shared_folder
 

@@ -44,11 +44,13 @@ from clipette.tasks.feed import Feed, FeedPlan
 from clipette.tasks.objective import Objective, TeacherFacts
 from clipette.tasks.outputs import StoredOutputs
 from clipette.tasks.terms import read_terms
+from clipette.train.job import Job
 from clipette.train.loop import set_mode
 from clipette.train.optim import build_optimizer, clip_gradients, rate_factor
 from clipette.train.recipe import Recipe
-from clipette.train.run import Job, build_student, run_job
+from clipette.train.run import run_job
 from clipette.train.step import compute_gradients
+from clipette.train.student import build_student
 from common import arguments, finish, machine, random_store, say, shared_folder
 
 LOSS = {"clip": 1.0, "distill_clip": 1.0}

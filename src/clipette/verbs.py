@@ -25,8 +25,9 @@ from clipette.store import Store, open_store
 from clipette.tasks.pour import PourPlan
 from clipette.tasks.pour import pour as pour_into
 from clipette.tasks.terms import needs_of, read_terms
+from clipette.train.job import Job, shares_text
 from clipette.train.recipe import Recipe
-from clipette.train.run import Job, run_job
+from clipette.train.run import run_job
 from clipette.types import Encoder, Failure
 
 
@@ -213,8 +214,7 @@ def _outputs(
     reads = any(name.startswith("teacher_") for name in needs)
     if teacher is None or not isinstance(teacher, TorchEncoder) or online or not reads:
         return None, teacher
-    shared = recipe.student.text is not None and recipe.student.text.kind == "teacher"
-    captions = "teacher_text" in needs or (shared and "student_text" in needs)
+    captions = "teacher_text" in needs or (shares_text(recipe) and "student_text" in needs)
     plan = PourPlan(
         images=recipe.views.count == 0 and "teacher_image" in needs,
         views=recipe.views.count if "teacher_image" in needs else 0,

@@ -341,3 +341,57 @@ def test_columns_behind_the_end_of_a_text_change_nothing() -> None:
         (out * torch.linspace(-1, 1, 16)).sum().backward()
         gradients.append(trunk.transformer.token_embedding.weight.grad.clone())
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-4)
+
+
+def mixed_lengths(rows: int, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [rows, longest + 1] that end in 49 after 1 to ``longest`` words, in no order, and their lengths."""
+    lengths = 1 + torch.randperm(rows, generator=torch.Generator().manual_seed(1)) % longest
+    ids = torch.zeros(rows, longest + 1, dtype=torch.int64)
+    for row, length in enumerate(lengths.tolist()):
+        ids[row, :length] = 1 + (torch.arange(length) * 7 + row) % 48
+        ids[row, length] = 49
+    return ids, lengths + 1
+
+
+def test_texts_of_like_length_go_together_and_come_back_in_order() -> None:
+    """Four groups of a large batch, none as wide as the whole but the last; the same vectors and gradients."""
+    from clipette.models.text import SmallTextTrunk
+
+    torch.manual_seed(0)
+    trunk = SmallTextTrunk(vocabulary=50, context_length=24, width=16, layers=2, heads=2, eos_id=49, pad_id=0)
+    trunk.double()
+    ids, _ = mixed_lengths(150, 20)
+    seen: list[tuple[int, ...]] = []
+    trunk.transformer.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[:2])))
+    grouped, whole = trunk({"input_ids": ids}), trunk.transformer(torch.nn.functional.pad(ids, (0, 3)))
+    assert sum(rows for rows, _ in seen[:-1]) == 150
+    assert len(seen) == 5
+    widths = [width for _, width in seen[:-1]]
+    assert widths == sorted(widths)
+    assert widths[0] < 10
+    assert widths[-1] == 21
+    torch.testing.assert_close(grouped, whole)
+    gradients = []
+    for out in (grouped, whole):
+        trunk.zero_grad()
+        (out * torch.linspace(-1, 1, 16)).sum().backward()
+        gradients.append(trunk.transformer.token_embedding.weight.grad.clone())
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_a_masked_encoder_groups_texts_of_like_length(pool: str) -> None:
+    from transformers import BertConfig, BertModel
+
+    from clipette.models.text import HFTextTrunk
+
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    trunk = HFTextTrunk(BertModel(config, add_pooling_layer=False).eval(), pool)
+    ids, lengths = mixed_lengths(150, 20)
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    tokens = {"input_ids": ids, "attention_mask": mask}
+    torch.testing.assert_close(trunk(tokens), trunk._pooled(tokens), atol=2e-6, rtol=0)
+    # Padding on the left is left as it is: cut from the right it would lose its words.
+    left = {name: value.flip(1) for name, value in tokens.items()}
+    torch.testing.assert_close(trunk(left), trunk._pooled(left), atol=0, rtol=0)

@@ -22,8 +22,10 @@ from clipette.models.stored import open_stored
 from clipette.resolve import resolve
 from clipette.store import Store, open_store
 from clipette.tasks.pour import PourPlan, pour
+from clipette.train.job import Job
 from clipette.train.log import read_metrics
-from clipette.train.run import Job, build_student, run_job
+from clipette.train.run import run_job
+from clipette.train.student import build_student
 from clipette.types import Encoder
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,25 @@ from clipette.errors import ConfigError, ModelError, UnsupportedError
 from clipette.types import Ints
 
 POOLINGS = ("mean", "cls")
+# Texts of like length are encoded together: at most so many groups, and none of fewer rows than a matrix product likes.
+GROUPS, GROUP_ROWS = 4, 32
+
+
+def encode_by_length(encode: Callable[[Tensor, int], Tensor], lengths: Tensor) -> Tensor:
+    """``encode(rows, length)`` over groups of rows of like length, put back in order: [B] lengths → [B, width].
+
+    A batch of captions is as wide as its longest, which is two to three times its mean: most of a text tower's work is
+    padding. ``encode`` must give each row the same vector at any ``length`` that holds it, whoever stands beside it.
+    """
+    groups = max(1, min(GROUPS, len(lengths) // GROUP_ROWS))
+    longest = int(lengths.max()) if len(lengths) else 0
+    if groups == 1:
+        return encode(torch.arange(len(lengths), device=lengths.device), longest)
+    order = lengths.argsort(stable=True)
+    pieces = order.tensor_split(groups)
+    # One look at the device for all groups; every group's last row is its longest.
+    ends = lengths[torch.stack([rows[-1] for rows in pieces])].tolist()
+    return torch.cat([encode(rows, int(end)) for rows, end in zip(pieces, ends, strict=True)])[order.argsort()]
 
 
 class HFTextTrunk(nn.Module):
@@ -32,6 +51,16 @@ class HFTextTrunk(nn.Module):
         self.pool = pool
 
     def forward(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        mask = tokens["attention_mask"]
+        lengths = mask.sum(dim=1)
+        # Padding on the left would move with the width.
+        if len(mask) == 0 or bool((mask[:, :1] == 0).any()):
+            return self._pooled(tokens)
+        return encode_by_length(
+            lambda rows, length: self._pooled({name: value[rows, :length] for name, value in tokens.items()}), lengths
+        )
+
+    def _pooled(self, tokens: Mapping[str, Tensor]) -> Tensor:
         hidden: Tensor = self.encoder(**tokens).last_hidden_state
         if self.pool == "cls":
             return hidden[:, 0]
@@ -66,10 +95,11 @@ def encoder_config_bytes(encoder: Any) -> bytes:
 
 
 def encode_until_end(transformer: TextTransformer, ids: Tensor) -> Tensor:
-    """``transformer(ids)`` without the columns behind the batch's last end-of-text: [B, L] → [B, width].
+    """``transformer(ids)`` without the columns behind the texts' ends: [B, L] → [B, width].
 
     Under a causal mask what stands behind a text's end cannot change its vector, and captions of ten words in a context
-    of 77 spend most of their time there. Towers that are not causal, or pool elsewhere, see all columns.
+    of 77 spend most of their time there. Texts of like length go together. Towers that are not causal, or pool
+    elsewhere, see all columns.
     """
     pools = {"argmax": lambda: ids.argmax(dim=1), "eos": lambda: (ids == transformer.eos_id).int().argmax(dim=1)}
     causal = transformer.attn_mask is not None and transformer.cls_emb is None and not transformer.use_pad_mask
@@ -77,10 +107,13 @@ def encode_until_end(transformer: TextTransformer, ids: Tensor) -> Tensor:
     if not causal or transformer.pool_type not in pools:
         out = transformer(ids)
         return out
-    length = int(pools[transformer.pool_type]().max()) + 1
-    mask = transformer.attn_mask[:length, :length]
-    out = torch.func.functional_call(transformer, {"attn_mask": mask}, (ids[:, :length],))
-    return out
+
+    def encode(rows: Tensor, length: int) -> Tensor:
+        mask = transformer.attn_mask[:length, :length]
+        part: Tensor = torch.func.functional_call(transformer, {"attn_mask": mask}, (ids[rows, :length],))
+        return part
+
+    return encode_by_length(encode, pools[transformer.pool_type]() + 1)
 
 
 class SmallTextTrunk(nn.Module):

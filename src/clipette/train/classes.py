@@ -1,0 +1,61 @@
+"""Class texts of a run: their names, the teacher's vectors of them, the student's tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipette.data.prompts import class_prompts
+from clipette.errors import ConfigError
+from clipette.evaluate.zero_shot import class_vectors
+from clipette.models.core import DualEncoder
+from clipette.models.stored import StoredEncoder
+from clipette.train.job import Job
+
+
+def class_names(job: Job) -> tuple[str, ...]:
+    """The classes of class-text losses. Raises ``ConfigError`` where nothing names them."""
+    settings = job.recipe.classes
+    if settings.names:
+        return settings.names
+    if settings.file is not None:
+        path = job.base / settings.file
+        if not path.is_file():
+            raise ConfigError(f"classes.file not found: {path}")
+        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    if settings.source == "teacher":
+        if isinstance(job.teacher, StoredEncoder):
+            return job.teacher.texts
+        raise ConfigError("classes.source: teacher needs a teacher of stored embeddings that holds texts")
+    if not job.data.class_names:
+        raise ConfigError("a class-text loss needs class names, the data has none: set classes.names or classes.file")
+    return job.data.class_names
+
+
+def class_side(job: Job, student: DualEncoder) -> tuple[tuple[str, ...], Tensor, dict[str, Tensor]]:
+    """Class names; the teacher's class vectors [C, Dt]; the student's tokens of them where its own texts learn."""
+    teacher = job.teacher
+    names = class_names(job)
+    twice = next((name for row, name in enumerate(names) if name in names[:row]), None)
+    if twice is not None:
+        raise ConfigError(f"class '{twice}' is named twice: a class needs a name of its own")
+    if teacher is None:
+        vectors = torch.zeros(0)
+    else:
+        whole = job.recipe.classes.source == "teacher"
+        values = teacher.encode_texts(names) if whole else class_vectors(teacher, names, job.recipe.classes.templates)
+        vectors = torch.from_numpy(np.ascontiguousarray(values))
+    tokens: dict[str, Tensor] = {}
+    own = student.text is not None and job.recipe.student.space == "own"
+    if own:
+        prompts = [prompts[0] for prompts in class_prompts(names, job.recipe.classes.templates)]
+        tokens = {name: torch.from_numpy(v) for name, v in student.text_tower().tokenizer(prompts).items()}
+    return names, vectors, tokens
+
+
+def carried_texts(job: Job, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The strings under which an image-only student finds its class vectors: the first template's wording."""
+    if job.recipe.classes.source == "teacher":
+        return names
+    return tuple(prompts[0] for prompts in class_prompts(names, job.recipe.classes.templates))

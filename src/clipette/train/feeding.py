@@ -1,0 +1,103 @@
+"""The batches of a run: what they carry of images, texts and the teacher's word on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from clipette.data.images import DecodeSettings
+from clipette.errors import ConfigError, StoreError
+from clipette.models.core import DualEncoder
+from clipette.tasks.feed import CaptionIndex, Feed, FeedPlan, Outputs
+from clipette.tasks.objective import Objective
+from clipette.tasks.outputs import EncodedOutputs, StoredOutputs
+from clipette.train.frozen import cache_folder, image_trunk_features, text_trunk_features, trunk_is_frozen
+from clipette.train.job import Job, live_teacher, shares_text
+from clipette.train.ranks import rank, world_size
+
+
+def build_feed(job: Job, student: DualEncoder, task: Objective, device: torch.device) -> Feed:
+    """The feed of ``job``, frozen trunks run once. Raises ``StoreError`` where the store lacks what losses read."""
+    recipe, needs = job.recipe, task.needs
+    samples = job.data.samples
+    captions = CaptionIndex(samples).texts
+    reads_teacher = bool(needs & {"teacher_image", "teacher_text"})
+    shares = "student_text" in needs and (student.text is None or shares_text(recipe))
+    outputs: Outputs | None = None
+    if (reads_teacher or shares) and not job.online:
+        if job.store is not None:
+            wanted = captions if "teacher_text" in needs or shares else ()
+            outputs = StoredOutputs(job.store, samples, wanted, seed=recipe.seed, images="teacher_image" in needs)
+        elif job.teacher is not None and reads_teacher:
+            outputs = EncodedOutputs(job.teacher, samples, captions if "teacher_text" in needs else ())
+    if "teacher_text" in needs and outputs is not None and not outputs.has_texts:
+        raise StoreError("the losses read captions, but the store has none: pour them, or use image-only losses")
+    settings = DecodeSettings(scaled=recipe.scaled_decode)
+    plan = FeedPlan(
+        batch_size=recipe.train.batch_size,
+        seed=recipe.seed,
+        preprocess=student.image_tower().preprocess,
+        policy=recipe.views.policy(),
+        sizes=recipe.train.sizes,
+        images=bool(needs & {"student_image", "teacher_image"}),
+        texts="student_text" in needs,
+        captions_per_image=recipe.captions_per_image,
+        teacher_texts="teacher_text" in needs,
+        teacher_images="teacher_image" in needs,
+        threads=recipe.train.loader_threads,
+        cache_mb=recipe.train.cache_mb,
+        settings=settings,
+        max_failures=recipe.train.max_failures,
+    )
+    if "student_text" in needs:
+        plan = _with_texts(plan, job, student, captions, outputs, device)
+    model = live_teacher(job.teacher)
+    if job.online:
+        if model is None:
+            raise ConfigError("--teacher-online needs a teacher that can run, not stored embeddings")
+        plan = replace(plan, teacher_preprocess=model.image_tower().preprocess)
+        if "teacher_text" in needs:
+            plan = replace(plan, teacher_tokenizer=model.text_tower().tokenizer)
+    still = plan.images and trunk_is_frozen(student.image_tower())
+    if still and not job.online and not (outputs is not None and outputs.has_views):
+        trunk = image_trunk_features(
+            student.image_tower(),
+            samples,
+            policy=recipe.views.policy(),
+            views=recipe.trunk_views if outputs is None else 1,
+            seed=recipe.seed,
+            folder=cache_folder(),
+            device=device,
+            settings=settings,
+        )
+        plan = replace(plan, image_trunk=trunk)
+    return Feed(samples, plan, outputs, rank=rank(), world=world_size())
+
+
+def _with_texts(
+    plan: FeedPlan,
+    job: Job,
+    student: DualEncoder,
+    captions: Sequence[str],
+    outputs: Outputs | None,
+    device: torch.device,
+) -> FeedPlan:
+    """How the batches carry the student's captions: as tokens, or as what a frozen trunk or tower says of them."""
+    if student.text is None and job.recipe.student.space == "own":
+        raise ConfigError("the losses read the student's captions, but the student has no text tower: give it one")
+    if student.text is None or (shares_text(job.recipe) and outputs is not None and outputs.has_texts):
+        if outputs is None or not outputs.has_texts:
+            raise ConfigError("the student shares its teacher's texts: pour the captions (--captions)")
+        return replace(plan, text_fixed=torch.from_numpy(outputs.texts(np.arange(len(captions)))))
+    tower = student.text_tower()
+    if not trunk_is_frozen(tower):
+        return replace(plan, tokenizer=tower.tokenizer)
+    trunk = text_trunk_features(tower, captions, folder=cache_folder(), device=device)
+    if any(p.requires_grad for p in tower.head.parameters()):
+        return replace(plan, text_trunk=trunk)
+    with torch.no_grad():
+        fixed = torch.nn.functional.normalize(tower.head(trunk), dim=-1)
+    return replace(plan, text_fixed=fixed)
