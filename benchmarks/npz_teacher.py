@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ class Setting:
     epochs: int
     lr: float
     head_lr: float
+    head: Mapping[str, Any] = field(default_factory=lambda: {"kind": "linear"})
+    views: bool = False
 
 
 # Hundreds of photographs without augmentation (a stored vector belongs to the whole image) allow few epochs.
@@ -106,14 +108,16 @@ class Bench:
             "size": self.size,
             "mean": [0.5, 0.5, 0.5],
             "std": [0.5, 0.5, 0.5],
-            "head": {"kind": "linear"},
+            "head": dict(setting.head),
             "train": setting.train,
         }
         values = {
             "name": "npz-teacher",
             "student": {"space": "teacher", "image": image},
             "loss": dict(setting.loss),
-            "views": {"count": 0},
+            # The file holds one vector an image: the student's own views stay mild.
+            "views": {"count": 0, "student_only": setting.views, "scale": [0.6, 1.0]},
+            "trunk_views": 12 if setting.views else 1,
             "classes": {"source": "teacher"},
             "seed": seed,
             "train": {

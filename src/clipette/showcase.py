@@ -14,7 +14,7 @@ from rich.table import Table
 from clipette.data.dataset import Dataset
 from clipette.data.sources import load_data
 from clipette.data.world import WorldSpec
-from clipette.data.world_write import write_world
+from clipette.data.world_write import write_worlds
 from clipette.io import write_json
 from clipette.measuring import compare_on
 
@@ -70,11 +70,8 @@ def showcase(
 
 def render(folder: Path, seed: int) -> dict[str, str]:
     """The world's splits as tars in ``folder``: their references, by split."""
-    found = {}
-    for split, count in SIZES.items():
-        tars = write_world(folder, WorldSpec(split, count, seed=seed))
-        found[split] = " + ".join(f"wds:{path}" for path in tars)
-    return found
+    written = write_worlds(folder, [WorldSpec(split, count, seed=seed) for split, count in SIZES.items()])
+    return {split: " + ".join(f"wds:{path}" for path in tars) for split, tars in zip(SIZES, written, strict=True)}
 
 
 def shifted(data: Mapping[str, str]) -> Dataset:

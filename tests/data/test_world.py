@@ -43,7 +43,7 @@ from clipette.data.world_scene import (
     draw_scene,
 )
 from clipette.data.world_sheet import GAP, LABEL_HEIGHT, LABEL_WIDTH, contact_sheet
-from clipette.data.world_write import write_world
+from clipette.data.world_write import write_world, write_worlds
 from clipette.errors import ConfigError, DataError
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -415,3 +415,17 @@ def test_the_contact_sheet_holds_the_pictures() -> None:
     left, top = LABEL_WIDTH + 2 * (32 + GAP), GAP + 32 + LABEL_HEIGHT + GAP
     tile = np.asarray(sheet.crop((left, top, left + 32, top + 32)))
     assert np.array_equal(tile, WorldImage("shift-blurred", 0, 10, 32).pixels())
+
+
+def test_several_splits_are_written_at_once_as_one_by_one(tmp_path: Path) -> None:
+    specs = [WorldSpec("dev", n=3, size=16), WorldSpec("novel", n=5, size=16)]
+    together = write_worlds(tmp_path / "both", specs, shard_size=2, workers=2)
+    alone = [write_world(tmp_path / "each", spec, shard_size=2, workers=1) for spec in specs]
+    assert [[path.read_bytes() for path in tars] for tars in together] == [
+        [path.read_bytes() for path in tars] for tars in alone
+    ]
+    stamps = [path.stat().st_mtime_ns for tars in together for path in tars]
+    assert write_worlds(tmp_path / "both", specs, shard_size=2, workers=1) == together
+    assert [path.stat().st_mtime_ns for tars in together for path in tars] == stamps
+    with pytest.raises(ConfigError, match="named twice"):
+        write_worlds(tmp_path, [specs[0], specs[0]])

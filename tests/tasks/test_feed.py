@@ -259,3 +259,25 @@ def test_a_micro_batch_keeps_captions_with_their_images() -> None:
     assert torch.equal(part.targets["text_ids"], batch.targets["text_ids"][4:10])
     assert torch.equal(part.tokens["input_ids"], batch.tokens["input_ids"][4:10])
     assert torch.equal(part.inputs["pixels"], batch.inputs["pixels"][2:5])
+
+
+def test_the_students_own_views_leave_the_teachers_word_on_the_whole_image() -> None:
+    data = tiny.dataset(32)
+    outputs = EncodedOutputs(tiny.teacher(), data.samples, ())
+    given = plan(texts=False, teacher_images=True)
+    with (
+        feeding(data.samples, given, outputs) as whole,
+        feeding(data.samples, replace(given, own_views=True), outputs) as own,
+    ):
+        still, drawn = whole.batch(0), own.batch(0)
+        later = own.batch(4)
+    torch.testing.assert_close(drawn.targets["teacher_image"], still.targets["teacher_image"])
+    row, position = 3, int(drawn.targets["ids"][3])
+    sample = data.samples[position]
+    assert sample.image is not None
+    image = decode_image(sample.image.read(), location=sample.key)
+    view = draw_view(POLICY, image.size, 4, sample.key, 0)
+    expected = STUDENT.normalize(STUDENT.pixels(image, view)[None])[0]
+    np.testing.assert_allclose(drawn.inputs["pixels"][row].numpy(), expected, atol=1e-5)
+    assert not torch.equal(drawn.inputs["pixels"], still.inputs["pixels"])
+    assert later.targets["ids"].tolist() != drawn.targets["ids"].tolist()

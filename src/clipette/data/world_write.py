@@ -10,7 +10,6 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,54 +20,86 @@ from clipette.io import digest_json, write_atomic, write_json
 from clipette.progress import track
 from clipette.types import Sample
 
-Job: TypeAlias = tuple[Path, tuple[int, int]]
+Job: TypeAlias = tuple[WorldSpec, Path, tuple[int, int]]
 
 
 def write_world(
     folder: str | Path, spec: WorldSpec, *, shard_size: int = 500, workers: int | None = None
 ) -> list[Path]:
-    """Write a split to ``folder/{split}-{000000..}.tar`` (``key.png`` + ``key.json``) and return the tars in order.
+    """Write a split to ``folder/{split}-{000000..}.tar`` and return the tars in order: ``write_worlds`` of one."""
+    return write_worlds(folder, [spec], shard_size=shard_size, workers=workers)[0]
 
-    Equal specs give equal bytes, whatever ``workers`` is. A manifest ``{split}.json``, written last, makes a second
-    call a no-op; another spec replaces the split's tars.
+
+def write_worlds(
+    folder: str | Path, specs: Sequence[WorldSpec], *, shard_size: int = 500, workers: int | None = None
+) -> list[list[Path]]:
+    """Write splits to ``folder/{split}-{000000..}.tar`` (``key.png`` + ``key.json``) and return each one's tars.
+
+    Equal specs give equal bytes, whatever ``workers`` is. A manifest ``{split}.json``, written when all are drawn,
+    makes a second call a no-op; another spec replaces the split's tars.
 
     Args:
         folder: made if need be; several splits share one.
-        spec: what to draw.
+        specs: what to draw, each of another split.
         shard_size: samples a tar.
         workers: processes; by default one for each usable core, none beside this one for a single tar. They are
             started by ``spawn``: a script that calls this needs ``if __name__ == "__main__":``, or ``workers=1``.
 
     Raises:
-        ConfigError: ``shard_size`` or ``workers`` below 1.
+        ConfigError: ``shard_size`` or ``workers`` below 1, or one split twice.
         DataError: the folder cannot be written.
     """
     if shard_size < 1 or (workers is not None and workers < 1):
         raise ConfigError(f"write_world: shard_size {shard_size} and workers {workers} must be at least 1")
+    if len({spec.split for spec in specs}) < len(specs):
+        raise ConfigError("write_worlds: a split is named twice: the second would replace the first")
     folder = Path(folder)
-    starts = range(0, spec.count, shard_size)
-    names = [f"{spec.split}-{number:06d}.tar" for number in range(len(starts))]
-    paths = [folder / name for name in names]
-    manifest = folder / f"{spec.split}.json"
-    identity = digest_json([WORLD_VERSION, spec.to_dict(), shard_size])
+    splits = [_Split(folder, spec, shard_size) for spec in specs]
     try:
-        old = _manifest(manifest)
-        if old.get("identity") == identity and _complete(folder, old):
-            return paths
-        manifest.unlink(missing_ok=True)
-        for stale in set(_sizes(old)) - set(names):
-            (folder / Path(stale).name).unlink(missing_ok=True)
-        ranges = [(start, min(start + shard_size, spec.count)) for start in starts]
-        jobs = list(zip(paths, ranges, strict=True))
-        written = _in_parallel(partial(_write_shard, spec), jobs, min(len(jobs), workers or _usable_cores()))
-        sizes = list(track(written, total=len(jobs), description=f"drawing world:{spec.split}", unit="tars"))
-        table = dict(zip(names, sizes, strict=True))
-        write_json(manifest, {"identity": identity, "spec": spec.to_dict(), "sizes": table})
+        stale = [split for split in splits if not split.is_written()]
+        for split in stale:
+            split.clear()
+        jobs = [job for split in stale for job in split.jobs]
+        written = _in_parallel(_write_shard, jobs, min(len(jobs), workers or _usable_cores()))
+        sizes = iter(track(written, total=len(jobs), description="drawing the sample world", unit="tars"))
+        # The sizes come in the order of the jobs: each split takes its own.
+        for split, found in [(split, [next(sizes) for _ in split.jobs]) for split in stale]:
+            split.finish(found)
     except OSError as error:
         raise DataError(
             f"{folder}: the sample world cannot be written ({error}); free space there, or name another folder"
         ) from error
-    return paths
+    return [split.paths for split in splits]
+
+
+class _Split:
+    """One split's tars and manifest in a folder."""
+
+    def __init__(self, folder: Path, spec: WorldSpec, shard_size: int) -> None:
+        starts = range(0, spec.count, shard_size)
+        self.folder, self.spec = folder, spec
+        self.paths = [folder / f"{spec.split}-{number:06d}.tar" for number in range(len(starts))]
+        ranges = [(start, min(start + shard_size, spec.count)) for start in starts]
+        self.jobs: list[Job] = [(spec, path, part) for path, part in zip(self.paths, ranges, strict=True)]
+        self.identity = digest_json([WORLD_VERSION, spec.to_dict(), shard_size])
+        self.manifest = folder / f"{spec.split}.json"
+
+    def is_written(self) -> bool:
+        """Whether all tars of this very spec are there."""
+        old = _manifest(self.manifest)
+        return old.get("identity") == self.identity and _complete(self.folder, old)
+
+    def clear(self) -> None:
+        """Remove the manifest, and the tars of an older, longer split."""
+        old = _sizes(_manifest(self.manifest))
+        self.manifest.unlink(missing_ok=True)
+        for stale in set(old) - {path.name for path in self.paths}:
+            (self.folder / Path(stale).name).unlink(missing_ok=True)
+
+    def finish(self, sizes: Sequence[int]) -> None:
+        """Record the tars: from now on the split is whole."""
+        table = {path.name: size for path, size in zip(self.paths, sizes, strict=True)}
+        write_json(self.manifest, {"identity": self.identity, "spec": self.spec.to_dict(), "sizes": table})
 
 
 def shard_bytes(spec: WorldSpec, start: int, end: int) -> bytes:
@@ -93,8 +124,8 @@ def record_of(sample: Sample) -> dict[str, object]:
     }
 
 
-def _write_shard(spec: WorldSpec, job: Job) -> int:
-    path, (start, end) = job
+def _write_shard(job: Job) -> int:
+    spec, path, (start, end) = job
     data = shard_bytes(spec, start, end)
     write_atomic(path, data)
     return len(data)
@@ -108,7 +139,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _in_parallel(function: Callable[[Job], int], jobs: Sequence[Job], workers: int) -> Iterator[int]:
     """Results in the order of the jobs, each as soon as it and all before it are there."""
-    if workers == 1:
+    if workers <= 1:
         yield from map(function, jobs)
         return
     # Spawned, not forked: forking a process that runs PyTorch's threads can hang it.

@@ -98,13 +98,15 @@ class FeedPlan:
     ``preprocess``: the student's. ``tokenizer``: where captions are encoded in the loop. ``image_trunk`` [n, V, W]:
     cached outputs of a frozen image trunk for V fixed views (then no pixels are read); ``text_trunk`` [captions, W]
     and ``text_fixed`` [captions, D]: cached outputs of a frozen text trunk or tower. ``teacher_preprocess``,
-    ``teacher_tokenizer``: for an online teacher.
+    ``teacher_tokenizer``: for an online teacher. ``own_views``: the student's view is drawn by ``policy`` though the
+    teacher's vector is another's (the whole image's).
     """
 
     batch_size: int
     seed: int
     preprocess: Preprocess
     policy: ViewPolicy | None = None
+    own_views: bool = False
     sizes: Mapping[int, int] = field(default_factory=dict)
     images: bool = True
     texts: bool = True
@@ -219,11 +221,12 @@ class Feed:
         found = list(self._pool.map(lambda p: self.cache.get(int(p)), positions))
         self._limit.check(list(self.cache.failures.values()), len(self.samples), what="training images")
         positions = np.array([at for at, _ in found], dtype=np.int64)
+        views: list[View] = []
         if self.outputs is not None and self.plan.teacher_images and self.plan.teacher_preprocess is None:
             draw = self.outputs.draw(positions, epoch)
             views = draw.views
             targets["teacher_image"] = torch.from_numpy(draw.vectors)
-        else:
+        if self.plan.own_views or not views:
             views = [self._own_view(p, image, epoch) for p, (_, image) in zip(positions, found, strict=True)]
         images = [image for _, image in found]
         preprocess = replace(self.plan.preprocess, size=self.size_at(epoch), shorter=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from clipette.config import StrictModel
 from clipette.data.views import ViewPolicy
@@ -14,10 +14,13 @@ from clipette.train.settings import TrainSettings
 
 class ViewSettings(StrictModel):
     """Augmented views. ``count``: how many the teacher pours for each image (0: the whole image only); without a
-    teacher, or with one in the loop, each epoch draws its own view. The other fields are ``data.views.ViewPolicy``'s.
+    teacher, or with one in the loop, each epoch draws its own view. ``student_only`` (with ``count: 0``): the student
+    sees a view drawn each epoch while the teacher's word stays that on the whole image, for teachers that are only
+    stored vectors; the views should be mild. The other fields are ``data.views.ViewPolicy``'s.
     """
 
     count: int = Field(default=4, ge=0)
+    student_only: bool = False
     scale: tuple[float, float] = (0.5, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
@@ -26,10 +29,16 @@ class ViewSettings(StrictModel):
     saturation: float = 0.0
 
     def policy(self) -> ViewPolicy | None:
-        """The law of the views, or none where ``count`` is 0."""
-        if self.count == 0:
+        """The law of the views, or none where only whole images are seen."""
+        if self.count == 0 and not self.student_only:
             return None
-        return ViewPolicy(**self.model_dump(exclude={"count"}))
+        return ViewPolicy(**self.model_dump(exclude={"count", "student_only"}))
+
+    @model_validator(mode="after")
+    def _one_law(self) -> ViewSettings:
+        if self.student_only and self.count > 0:
+            raise ValueError(f"student_only is for whole images of the teacher: set count to 0, not {self.count}")
+        return self
 
 
 class ClassSettings(StrictModel):
