@@ -59,8 +59,9 @@ def test_every_term_reaches_the_student_with_finite_gradients(name: str, dim: in
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
     assert max(float(gradient.abs().max()) for gradient in gradients) > 0
     adapters = {f"adapter_{side}" for side in TERMS[name].same_width} if dim != 8 else set()
-    assert set(task.parts) == {"student"} | adapters
-    for adapter in adapters:
+    fusions = {"fusion_image", "fusion_text"} if TERMS[name].fuses else set()
+    assert set(task.parts) == {"student"} | adapters | fusions
+    for adapter in adapters | fusions:
         assert float(task.parts[adapter].weight.grad.abs().max()) > 0  # type: ignore[union-attr,operator]
 
 

@@ -10,10 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipette.errors import ConfigError
-from clipette.losses import contrastive, features, logits
-from clipette.tasks.terms import TERMS, needs_of, read_terms
+from clipette.losses import contrastive, decoupled, features, gradients, logits, relations
+from clipette.tasks.terms import TERMS, Term, needs_of, read_terms
 
-LEAVES = ("student_image", "student_text", "student_classes", "adapted_image", "adapted_text")
+SIDES = ("image", "text")
+LEAVES = (
+    "student_image",
+    "student_text",
+    "student_classes",
+    *(f"{w}_{s}" for w in ("adapted", "fused") for s in SIDES),
+)
 
 
 def tensors(captions: int = 1) -> dict[str, Tensor]:
@@ -31,6 +37,8 @@ def tensors(captions: int = 1) -> dict[str, Tensor]:
         "teacher_classes": unit(4),
         "adapted_image": unit(5),
         "adapted_text": unit(5 * captions),
+        "fused_image": unit(5),
+        "fused_text": unit(5 * captions),
         "student_scale": torch.tensor(14.0),
         "student_bias": torch.tensor(-2.0),
         "teacher_scale": torch.tensor(30.0),
@@ -47,7 +55,7 @@ def tensors(captions: int = 1) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", TERMS)
 def test_every_term_runs_and_has_finite_gradients(name: str) -> None:
     term, values = TERMS[name], tensors()
-    given = {key: value for key, value in values.items() if _may_read(key, term.needs, term.same_width)}
+    given = {key: value for key, value in values.items() if _may_read(key, term)}
     loss = term.call(given, term.options)
     assert loss.ndim == 0
     assert bool(loss.isfinite())
@@ -58,11 +66,13 @@ def test_every_term_runs_and_has_finite_gradients(name: str) -> None:
     assert any(float(gradient.abs().max()) > 0 for gradient in gradients if gradient is not None)
 
 
-def _may_read(key: str, needs: frozenset[str], same_width: frozenset[str]) -> bool:
+def _may_read(key: str, term: Term) -> bool:
     """A term sees what it says it needs, and nothing else."""
     if key.startswith("adapted_"):
-        return key.removeprefix("adapted_") in same_width
-    return key in needs or key.endswith(("_scale", "_bias", "ids"))
+        return key.removeprefix("adapted_") in term.same_width
+    if key.startswith("fused_"):
+        return term.fuses
+    return key in term.needs or key.endswith(("_scale", "_bias", "ids"))
 
 
 @pytest.mark.parametrize("name", [n for n, t in TERMS.items() if "student_text" in t.needs])
@@ -89,6 +99,23 @@ def test_terms_pass_what_they_read_to_the_losses_room() -> None:
         "image_to_teacher": contrastive.image_to_teacher(t["adapted_image"], t["teacher_image"], scale=1 / 0.07),
         "in_batch_kl": logits.in_batch_kl(*pairs, **scales, temperature=1.0),
         "class_text_kl": logits.class_text_kl(*classes, **scales, temperature=1.0),
+        "class_text_dkd": decoupled.class_text_dkd(*classes, **scales),
+        "class_text_dist": decoupled.class_text_dist(*classes, **scales),
+        "class_text_standardized_kl": decoupled.class_text_standardized_kl(*classes, **scales, temperature=2.0),
+        "gradient": gradients.gradient_distillation(
+            t["adapted_image"],
+            t["adapted_text"],
+            *pairs[2:],
+            student_scale=t["student_scale"],
+            teacher_scale=t["teacher_scale"],
+        ),
+        "fused_clip": contrastive.clip_loss(t["fused_image"], t["fused_text"], scale=t["student_scale"]),
+        "image_distance": relations.rkd_distance(t["student_image"], t["teacher_image"]),
+        "text_angle": relations.rkd_angle(t["student_text"], t["teacher_text"], anchors=32),
+        "text_gram": relations.gram(t["student_text"], t["teacher_text"]),
+        "image_neighbours": relations.intra_modal_kl(
+            t["student_image"], t["teacher_image"], student_scale=10.0, teacher_scale=10.0
+        ),
         "class_text_ce": logits.class_text_ce(
             t["student_image"][known],
             t["student_classes"],
@@ -110,6 +137,11 @@ def test_terms_pass_what_they_read_to_the_losses_room() -> None:
         ("class_text_kl", {"top_k": 2}),
         ("affinity", {"scale": 10.0}),
         ("image_to_teacher", {"temperature": 1.0}),
+        ("class_text_dkd", {"beta": 1.0}),
+        ("class_text_dist", {"gamma": 3.0}),
+        ("class_text_standardized_kl", {"temperature": 1.0}),
+        ("image_angle", {"anchors": 2}),
+        ("text_neighbours", {"temperature": 1.0}),
     ],
 )
 def test_options_matter(name: str, options: dict[str, Any]) -> None:

@@ -60,6 +60,11 @@ class Objective:
                 torch.manual_seed(seed)
                 for side in sorted(sides):
                     self.parts[f"adapter_{side}"] = nn.Linear(student.dim, teacher.dim)
+        if teacher is not None and any(each.term.fuses for each in terms):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed + 1)
+                for side in ("image", "text"):
+                    self.parts[f"fusion_{side}"] = nn.Linear(student.dim + teacher.dim, student.dim)
 
     @property
     def student(self) -> DualEncoder:
@@ -104,6 +109,9 @@ class Objective:
         for side in ("image", "text"):
             if f"student_{side}" in features:
                 tensors[f"adapted_{side}"] = self._adapted(side, features[f"student_{side}"])
+            if f"fusion_{side}" in self.parts:
+                both = torch.cat([tensors[f"student_{side}"], tensors[f"teacher_{side}"]], dim=-1)
+                tensors[f"fused_{side}"] = F.normalize(self.parts[f"fusion_{side}"](both), dim=-1)
         if "student_classes" in self.needs:
             tensors["student_classes"] = self._student_classes(tensors)
         if "teacher_classes" in self.needs:

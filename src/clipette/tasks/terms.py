@@ -13,10 +13,15 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from clipette.errors import ConfigError
-from clipette.losses import contrastive, features, logits
+from clipette.losses import contrastive, decoupled, features, gradients, logits, relations
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 Options: TypeAlias = Mapping[str, Any]
+
+
+PAIRS = frozenset({"student_image", "student_text", "teacher_image", "teacher_text"})
+CLASSES = frozenset({"student_image", "teacher_image", "student_classes", "teacher_classes"})
+BOTH = frozenset({"image", "text"})
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,8 @@ class Term:
 
     ``needs``: names of tensors among ``student_image``, ``student_text``, ``teacher_image``, ``teacher_text``,
     ``student_classes``, ``teacher_classes``, ``labels``. ``same_width``: sides (``image``, ``text``) whose student and
-    teacher vectors are compared directly, so that an adapter is put between differing widths. ``options``: what a
+    teacher vectors are compared directly, so that an adapter is put between differing widths. ``fuses``: reads
+    ``fused_image`` and ``fused_text``, a learned map of student and teacher vectors side by side. ``options``: what a
     recipe may set beside the weight, with defaults.
     """
 
@@ -33,6 +39,7 @@ class Term:
     needs: frozenset[str]
     same_width: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
+    fuses: bool = False
 
 
 def _scales(t: Tensors) -> dict[str, Tensor]:
@@ -78,6 +85,50 @@ def _interactive(t: Tensors, o: Options) -> Tensor:
     )
 
 
+def _gradient(t: Tensors, o: Options) -> Tensor:
+    # InfoNCE over pairs: of several captions an image, which stand side by side, the first.
+    each = len(t["teacher_text"]) // len(t["teacher_image"])
+    return gradients.gradient_distillation(
+        t["adapted_image"],
+        t["adapted_text"][::each],
+        t["teacher_image"],
+        t["teacher_text"][::each],
+        student_scale=t["student_scale"],
+        teacher_scale=t["teacher_scale"],
+    )
+
+
+def _fused(t: Tensors, o: Options) -> Tensor:
+    return contrastive.clip_loss(t["fused_image"], t["fused_text"], scale=t["student_scale"], **_whose(t))
+
+
+def _over_classes(loss: Callable[..., Tensor], options: Options) -> Term:
+    """A loss over the class texts' logits, and nothing but its own options."""
+
+    def call(t: Tensors, o: Options) -> Tensor:
+        return loss(*_classes(t), **_scales(t), **{name: o[name] for name in options})
+
+    return Term(call, CLASSES, options=options)
+
+
+def _relation(side: str, loss: Callable[..., Tensor], options: Options) -> Term:
+    """A loss of relations within one side: widths may differ, nothing is adapted."""
+
+    def call(t: Tensors, o: Options) -> Tensor:
+        return loss(t[f"student_{side}"], t[f"teacher_{side}"], **{name: o[name] for name in options})
+
+    return Term(call, frozenset({f"student_{side}", f"teacher_{side}"}), options=options)
+
+
+def _neighbours(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    scale = 1.0 / temperature
+    return relations.intra_modal_kl(student, teacher, student_scale=scale, teacher_scale=scale)
+
+
+def _angle(student: Tensor, teacher: Tensor, *, anchors: float) -> Tensor:
+    return relations.rkd_angle(student, teacher, anchors=int(anchors))
+
+
 def _labels_ce(t: Tensors, o: Options) -> Tensor:
     known = t["labels"] >= 0
     image = t["student_image"][known]
@@ -87,10 +138,6 @@ def _labels_ce(t: Tensors, o: Options) -> Tensor:
         image, t["student_classes"], t["labels"][known], scale=t["student_scale"], bias=t["student_bias"]
     )
 
-
-PAIRS = frozenset({"student_image", "student_text", "teacher_image", "teacher_text"})
-CLASSES = frozenset({"student_image", "teacher_image", "student_classes", "teacher_classes"})
-BOTH = frozenset({"image", "text"})
 
 TERMS: dict[str, Term] = {
     "clip": Term(_clip, frozenset({"student_image", "student_text"})),
@@ -144,6 +191,22 @@ TERMS: dict[str, Term] = {
     "class_text_bce": Term(
         lambda t, o: logits.class_text_bce(*_classes(t), **_scales(t), subtract_entropy=True), CLASSES
     ),
+    # The teacher's top class stands for the label: it is known on unlabelled images too.
+    "class_text_dkd": _over_classes(decoupled.class_text_dkd, {"alpha": 1.0, "beta": 8.0, "temperature": 1.0}),
+    "class_text_dist": _over_classes(decoupled.class_text_dist, {"beta": 1.0, "gamma": 1.0, "temperature": 1.0}),
+    "class_text_standardized_kl": _over_classes(decoupled.class_text_standardized_kl, {"temperature": 2.0}),
+    "gradient": Term(_gradient, PAIRS, BOTH),
+    "fused_clip": Term(_fused, PAIRS, fuses=True),
+    **{
+        f"{side}_{name}": _relation(side, loss, options)
+        for side in ("image", "text")
+        for name, loss, options in (
+            ("distance", relations.rkd_distance, {}),
+            ("angle", _angle, {"anchors": 32}),
+            ("gram", relations.gram, {}),
+            ("neighbours", _neighbours, {"temperature": 0.1}),
+        )
+    },
     "class_text_ce": Term(_labels_ce, frozenset({"student_image", "student_classes", "labels"})),
 }
 

@@ -1,0 +1,40 @@
+"""Every recipe of the package is one that runs: it parses, its terms exist, and PAPERS.md knows it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.tasks.tiny import tiny_model
+
+from clipette.config import load_yaml, shipped_recipes
+from clipette.errors import ConfigError
+from clipette.tasks.objective import Objective, TeacherFacts
+from clipette.tasks.terms import needs_of, read_terms
+from clipette.train.recipe import Recipe, ViewSettings
+
+PAPERS = Path(__file__).parents[2] / "docs" / "PAPERS.md"
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_shipped_recipe_is_whole(name: str) -> None:
+    recipe = load_yaml(Recipe, shipped_recipes()[name])
+    assert recipe.name == name
+    terms = read_terms(recipe.loss)
+    # The objective refuses what cannot be summed; every loss that reads captions has a text side to read.
+    Objective(tiny_model(8), terms, teacher=TeacherFacts(12, 30.0))
+    assert "student_text" not in needs_of(terms) or recipe.student.text is not None
+    if recipe.paper:
+        assert f"`{name}`" in PAPERS.read_text(), f"docs/PAPERS.md has no recipe `{name}`"
+
+
+def test_views_of_the_students_own_are_for_whole_images_of_the_teacher() -> None:
+    assert ViewSettings(count=0).policy() is None
+    policy = ViewSettings(count=0, student_only=True, flip=0.25).policy()
+    assert policy is not None
+    assert policy.flip == 0.25
+    with pytest.raises(ValueError, match="set count to 0, not 4"):
+        ViewSettings.model_validate_json(json.dumps({"student_only": True}))
+    with pytest.raises(ConfigError, match="student_only is for whole images"):
+        load_yaml(Recipe, shipped_recipes()["default"], ["views.student_only=true"])
