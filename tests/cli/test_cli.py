@@ -183,7 +183,7 @@ def test_each_verb_has_help_and_an_example_that_parses(
     assert "Examples:\n" in shown
     examples = VERBS[verb][1].splitlines()
     assert all(example in shown for example in examples)
-    if verb in ("render", "recipes", "doctor"):  # these do real work when run
+    if verb in ("render", "recipes", "doctor", "store"):  # these do real work when run
         return
     verbs.answer = {}
     for example in examples:
@@ -352,3 +352,24 @@ def test_render_writes_tars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert all(path.suffix == ".tar" and path.parent == out for path in written)
     assert main(["render", str(out), "--split", "tets"]) == 2
     assert "did you mean 'test'" in capsys.readouterr().err
+
+
+def test_store_shows_checks_and_exchanges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.store.helpers import small_store
+
+    path = small_store(tmp_path / "s")
+    assert main(["store", str(path), "--verify", "--export-clip-retrieval", str(tmp_path / "emb")]) == 0
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert shown["rows"]["texts"] == 2
+    assert shown["failures"] == []
+    assert (tmp_path / "emb" / "img_emb" / "img_emb_0.npy").is_file()
+    assert main(["store", str(tmp_path / "back"), "--import-clip-retrieval", str(tmp_path / "emb")]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]["images"] == shown["rows"]["images"]
+
+    shard = path / "images" / "000001.npy"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert main(["store", str(path)]) == 2
+    assert "clipette store DIR --repair" in capsys.readouterr().err
+    assert main(["store", str(path), "--repair"]) == 0
+    assert "dropped 1 damaged shard" in capsys.readouterr().out
+    assert main(["store", str(tmp_path / "none")]) == 2

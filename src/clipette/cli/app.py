@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from clipette.cli import classify, compare, demo, distill, doctor, evaluate, pour, pretrain, recipes, render
+from clipette.cli import classify, compare, demo, distill, doctor, evaluate, pour, pretrain, recipes, render, store
 from clipette.errors import ClipetteError, UserError
 from clipette.version import VERSION
 
@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "demo": (demo.demo, demo.EXAMPLES),
     "pretrain": (pretrain.pretrain, pretrain.EXAMPLES),
     "pour": (pour.pour, pour.EXAMPLES),
+    "store": (store.store, store.EXAMPLES),
     "distill": (distill.distill, distill.EXAMPLES),
     "evaluate": (evaluate.evaluate, evaluate.EXAMPLES),
     "compare": (compare.compare, compare.EXAMPLES),

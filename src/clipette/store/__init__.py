@@ -2,7 +2,7 @@
 
 from clipette.store.clip_retrieval import export_clip_retrieval, import_clip_retrieval
 from clipette.store.layout import StoredFailure, folder_key, store_path
-from clipette.store.maintain import compact, repair
+from clipette.store.maintain import compact, describe, repair
 from clipette.store.plan import Chunk, Plan
 from clipette.store.reader import Store, Table, open_store
 from clipette.store.rows import Rows
@@ -17,6 +17,7 @@ __all__ = [
     "StoredFailure",
     "Table",
     "compact",
+    "describe",
     "export_clip_retrieval",
     "folder_key",
     "import_clip_retrieval",

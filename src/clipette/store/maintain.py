@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,20 @@ from clipette.store.layout import TABLES, read_commits, read_header
 from clipette.store.reader import Store, Table
 from clipette.store.rows import Rows
 from clipette.store.writer import StoreWriter
+
+
+def describe(store: Store) -> dict[str, Any]:
+    """What a store holds, in plain values: whose outputs, how many of what, and what could not be read."""
+    tables = {"images": store.images, "views": store.views, "texts": store.texts}
+    return {
+        "path": str(store.path),
+        "encoder": dict(store.identity.get("encoder", {})),
+        "info": dict(store.info),
+        "dim": store.dim,
+        "rows": {name: len(table) for name, table in tables.items() if table is not None},
+        "views_per_image": store.view_count,
+        "failures": [{"key": each.key, "location": each.location, "reason": each.reason} for each in store.failures],
+    }
 
 
 def compact(path: str | Path, *, shard_size: int = 1024) -> int:

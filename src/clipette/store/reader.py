@@ -284,7 +284,7 @@ class Store:
         return tuple(commit.number for commit in self.commits if _damage(self.path, commit))
 
 
-_REPAIR = "run `clipette.store.repair` on the folder, then pour again"
+_REPAIR = "run `clipette store DIR --repair` on it, then pour again"
 
 
 def open_store(
