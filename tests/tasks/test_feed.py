@@ -208,6 +208,22 @@ def test_a_stored_view_and_its_vector_belong_together(poured: Store) -> None:
         np.testing.assert_allclose(batch.inputs["pixels"][row].numpy(), expected, atol=1e-5)
 
 
+def test_a_cached_trunk_follows_the_stored_views(poured: Store) -> None:
+    """Row [i, v] of the cache stands beside the vector of view v of sample i."""
+    data = tiny.dataset(16)
+    outputs = StoredOutputs(poured, data.samples, [], seed=9)
+    count = len(outputs.views_of(0))
+    trunk = torch.arange(16 * count).reshape(16, count, 1).float()
+    with feeding(data.samples, plan(batch_size=16, teacher_images=True, seed=9, image_trunk=trunk), outputs) as feed:
+        batches = [feed.batch(step) for step in range(3)]
+    for epoch, batch in enumerate(batches):
+        ids = batch.targets["ids"].numpy()
+        for row, position in enumerate(ids):
+            view = int(batch.inputs["image_trunk"][row, 0]) - count * int(position)
+            assert outputs.views_of(position)[view] == outputs.draw(ids, epoch).views[row]
+    assert not torch.equal(batches[0].inputs["image_trunk"], batches[1].inputs["image_trunk"])
+
+
 def test_stored_captions_are_the_drawn_captions(poured: Store) -> None:
     data = tiny.dataset(16)
     index = CaptionIndex(data.samples)

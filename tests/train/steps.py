@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
@@ -43,7 +44,10 @@ class Outputs:
         self.words = nn.functional.normalize(torch.randn(128, 24, generator=generator), dim=-1).numpy()
 
     def draw(self, positions: Any, epoch: int) -> Any:
-        return Draw([View()] * len(positions), self.images[positions])
+        return Draw([View()] * len(positions), np.zeros(len(positions), np.int64), self.images[positions])
+
+    def views_of(self, position: int) -> list[View]:
+        return [View()]
 
     def texts(self, captions: Any) -> Any:
         return self.words[captions]

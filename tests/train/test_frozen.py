@@ -20,7 +20,7 @@ from clipette.tasks.feed import CaptionIndex, Feed, FeedPlan
 from clipette.tasks.objective import Objective
 from clipette.tasks.terms import read_terms
 from clipette.train.frozen import image_trunk_features, text_trunk_features, trunk_is_frozen
-from clipette.types import Sample
+from clipette.types import Sample, View
 
 CPU = torch.device("cpu")
 POLICY = ViewPolicy(scale=(0.3, 0.9))
@@ -56,6 +56,22 @@ def test_cached_images_are_what_the_trunk_says_of_each_view(student: DualEncoder
         with torch.no_grad():
             live = tower.trunk(torch.stack([torch.from_numpy(view) for view in views]))
         torch.testing.assert_close(cached[position], live, atol=1e-5, rtol=1e-4)
+
+
+def test_stored_views_are_cut_as_they_are_stored(student: DualEncoder, tmp_path: Path) -> None:
+    samples = tiny.dataset(4).samples
+    stored = [[View(box=(0.1 * i, 0.0, 0.5 + 0.1 * i, 0.8), flip=bool(v)) for v in range(2)] for i in range(4)]
+    cached = images_of(student, samples, tmp_path, views=2, stored=stored)
+    tower = student.image_tower()
+    for position, sample in enumerate(samples):
+        assert sample.image is not None
+        image = decode_image(sample.image.read(), location="x")
+        pixels = [torch.from_numpy(tower.preprocess.view(image, view)) for view in stored[position]]
+        with torch.no_grad():
+            live = tower.trunk(torch.stack(pixels))
+        torch.testing.assert_close(cached[position], live, atol=1e-5, rtol=1e-4)
+    other = images_of(student, samples, tmp_path, views=2, stored=stored[::-1])
+    assert not torch.equal(other, cached), "other views are not the kept ones"
 
 
 def test_cached_texts_are_what_the_trunk_says_in_the_given_order(student: DualEncoder, tmp_path: Path) -> None:

@@ -243,20 +243,24 @@ def test_frozen_trunks_train_their_heads_from_the_cache_and_stay_as_they_were(tm
     assert len(list((tmp_path / "cache" / "trunks").iterdir())) == 2
 
 
-def test_a_frozen_trunk_does_not_mix_its_own_views_with_the_stores(tmp_path: Path) -> None:
-    """A store of views: each vector belongs to one region, so no whole image may stand for it."""
+def test_a_frozen_trunk_over_stored_views_is_cached_view_by_view(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each stored vector meets its own region: the losses are those of a run without the cache."""
     teacher = tiny.teacher()
     spec = tiny.spec().model_dump(mode="json")
-    made = job(
-        tmp_path / "run",
-        loss={"image_cosine": 1},
-        teacher=teacher,
-        store=poured(teacher, tmp_path),
-        student={"image": {**spec["image"], "train": "head"}},
-        rest={"views": {"count": 0}},
-    )
-    run_job(made)
-    assert not (tmp_path / "cache" / "trunks").exists()
+    given = {
+        "loss": {"image_cosine": 1},
+        "teacher": teacher,
+        "store": poured(teacher, tmp_path),
+        "student": {"image": {**spec["image"], "train": "head"}},
+        "rest": {"views": {"count": 0}},
+    }
+    run_job(job(tmp_path / "cached", **given))
+    assert len(list((tmp_path / "cache" / "trunks").iterdir())) == 1
+    monkeypatch.setattr("clipette.train.feeding.trunk_is_frozen", lambda tower: False)
+    run_job(job(tmp_path / "live", **given))
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=1e-4)
 
 
 def test_a_run_starts_from_another_runs_weights(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ class Outputs(Protocol):
 
     def draw(self, positions: Ints, epoch: int) -> Draw: ...
 
+    def views_of(self, position: int) -> list[View]: ...
+
     def texts(self, captions: Ints) -> Floats: ...
 
 
@@ -96,10 +98,10 @@ class FeedPlan:
     """What the batches must carry. ``images`` false: a corpus of texts, for a text tower alone.
 
     ``preprocess``: the student's. ``tokenizer``: where captions are encoded in the loop. ``image_trunk`` [n, V, W]:
-    cached outputs of a frozen image trunk for V fixed views (then no pixels are read); ``text_trunk`` [captions, W]
-    and ``text_fixed`` [captions, D]: cached outputs of a frozen text trunk or tower. ``teacher_preprocess``,
-    ``teacher_tokenizer``: for an online teacher. ``own_views``: the student's view is drawn by ``policy`` though the
-    teacher's vector is another's (the whole image's).
+    cached outputs of a frozen image trunk for V fixed views, the stored ones where there are (no pixels are read then);
+    ``text_trunk`` [captions, W] and ``text_fixed`` [captions, D]: cached outputs of a frozen text trunk or tower.
+    ``teacher_preprocess``, ``teacher_tokenizer``: for an online teacher. ``own_views``: the student's view is drawn by
+    ``policy`` though the teacher's vector is another's (the whole image's).
     """
 
     batch_size: int
@@ -201,9 +203,12 @@ class Feed:
         elif self.plan.image_trunk is not None:
             views = self.plan.image_trunk.shape[1]
             chosen = np.array([self._hash("trunk view", epoch, p) % views for p in positions], dtype=np.int64)
-            inputs["image_trunk"] = self.plan.image_trunk[torch.from_numpy(positions), torch.from_numpy(chosen)]
             if self.outputs is not None and self.plan.teacher_images:
-                targets["teacher_image"] = torch.from_numpy(self.outputs.draw(positions, epoch).vectors)
+                draw = self.outputs.draw(positions, epoch)
+                targets["teacher_image"] = torch.from_numpy(draw.vectors)
+                # The trunk's rows of stored views stand in the store's order.
+                chosen = chosen if self.plan.own_views else draw.chosen
+            inputs["image_trunk"] = self.plan.image_trunk[torch.from_numpy(positions), torch.from_numpy(chosen)]
         else:
             positions = self._read_pixels(positions, epoch, inputs, targets)
         if self.plan.texts or self.plan.teacher_texts:

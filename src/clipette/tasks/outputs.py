@@ -15,9 +15,10 @@ from clipette.types import Encoder, Floats, Ints, Sample, View
 
 @dataclass(frozen=True)
 class Draw:
-    """The views of one batch and the teacher's vectors of those very views [B, Dt]."""
+    """The views of one batch, which of each image's views they are [B], and the teacher's vectors of them [B, Dt]."""
 
     views: list[View]
+    chosen: Ints
     vectors: Floats
 
 
@@ -67,13 +68,22 @@ class StoredOutputs:
     def draw(self, positions: Ints, epoch: int) -> Draw:
         """One stored view of each sample, chosen by a hash of (seed, epoch, key)."""
         count = self._rows.shape[1]
-        chosen = [stable_hash("stored view", self._seed, epoch, self._keys[p]) % count for p in positions]
+        draws = [stable_hash("stored view", self._seed, epoch, self._keys[p]) % count for p in positions]
+        chosen: Ints = np.array(draws, dtype=np.int64)
         rows = self._rows[positions, chosen]
-        if self._views is None or self._parameters is None:
+        if self._views is None:
             assert self._images is not None
-            return Draw([View()] * len(rows), self._images.vectors(rows))
+            return Draw([View()] * len(rows), chosen, self._images.vectors(rows))
+        return Draw(self._cuts(rows), chosen, self._views.vectors(rows))
+
+    def views_of(self, position: int) -> list[View]:
+        """Every view of one sample: the whole image, where no views were poured."""
+        return [View()] if self._views is None else self._cuts(self._rows[position])
+
+    def _cuts(self, rows: Ints) -> list[View]:
         p = self._parameters
-        views = [
+        assert p is not None
+        return [
             View(
                 box=(float(p["left"][r]), float(p["top"][r]), float(p["right"][r]), float(p["bottom"][r])),
                 flip=bool(p["flip"][r]),
@@ -83,7 +93,6 @@ class StoredOutputs:
             )
             for r in rows
         ]
-        return Draw(views, self._views.vectors(rows))
 
     def texts(self, captions: Ints) -> Floats:
         """[B, Dt] the teacher's vectors of captions by their position in the training captions."""
@@ -120,7 +129,11 @@ class EncodedOutputs:
 
     def draw(self, positions: Ints, epoch: int) -> Draw:
         """The whole image: stored embeddings belong to no augmented view."""
-        return Draw([View()] * len(positions), self._images[positions])
+        return Draw([View()] * len(positions), np.zeros(len(positions), np.int64), self._images[positions])
+
+    def views_of(self, position: int) -> list[View]:
+        """The whole image alone."""
+        return [View()]
 
     def texts(self, captions: Ints) -> Floats:
         if self._texts is None:

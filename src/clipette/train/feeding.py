@@ -63,16 +63,20 @@ def build_feed(job: Job, student: DualEncoder, task: Objective, device: torch.de
         if "teacher_text" in needs:
             plan = replace(plan, teacher_tokenizer=model.text_tower().tokenizer)
     still = plan.images and trunk_is_frozen(student.image_tower())
-    if still and not job.online and not (outputs is not None and outputs.has_views):
+    if still and not job.online:
+        stored = None
+        if outputs is not None and plan.teacher_images and not plan.own_views:
+            stored = [outputs.views_of(position) for position in range(len(samples))]
         trunk = image_trunk_features(
             student.image_tower(),
             samples,
             policy=recipe.views.policy(),
-            views=recipe.trunk_views if outputs is None or recipe.views.student_only else 1,
+            views=recipe.trunk_views if stored is None else len(stored[0]),
             seed=recipe.seed,
             folder=cache_folder(),
             device=device,
             settings=settings,
+            stored=stored,
         )
         plan = replace(plan, image_trunk=trunk)
     return Feed(samples, plan, outputs, rank=rank(), world=world_size())

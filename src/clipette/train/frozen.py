@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -79,9 +80,12 @@ def image_trunk_features(
     folder: Path,
     device: torch.device,
     settings: DecodeSettings,
+    stored: Sequence[Sequence[View]] | None = None,
     batch_size: int = 64,
 ) -> Tensor:
     """[n, views, W] trunk outputs: the whole image, and ``views - 1`` drawn ones. Kept in ``folder``.
+
+    ``stored``: each sample's views, in place of drawn ones: those that a teacher's outputs belong to.
 
     Raises ``DataError`` where an image cannot be read: a frozen trunk reads every image before training starts, so
     list what is damaged and leave it out.
@@ -95,6 +99,7 @@ def image_trunk_features(
         "views": views,
         "policy": None if policy is None else policy.to_dict(),
         "seed": seed,
+        **({} if stored is None else {"stored": digest_json([[astuple(v) for v in each] for each in stored])}),
     }
     path = folder / f"image-{digest_json(what)[:16]}.safetensors"
     known = _cached(path)
@@ -107,9 +112,12 @@ def image_trunk_features(
         image = load_image(sample, settings=settings)
         if isinstance(image, Failure):
             return image
-        whole = job[1] == 0 or policy is None
-        view = View() if whole or policy is None else draw_view(policy, image.size, seed, sample.key, job[1])
-        return tower.preprocess.pixels(image, view)
+        return tower.preprocess.pixels(image, view_of(sample, image.size, *job))
+
+    def view_of(sample: Sample, size: tuple[int, int], position: int, number: int) -> View:
+        if stored is not None:
+            return stored[position][number]
+        return View() if number == 0 or policy is None else draw_view(policy, size, seed, sample.key, number)
 
     tower = tower.to(device).eval()
     rows: list[Tensor] = []
