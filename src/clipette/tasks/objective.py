@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clipette.errors import ConfigError
 from clipette.models.core import DualEncoder
+from clipette.tasks.balance import BALANCES, Balance
 from clipette.tasks.batch import Batch
 from clipette.tasks.task import StepOutput
 from clipette.tasks.terms import WeightedTerm, needs_of
@@ -31,7 +32,8 @@ class Objective:
 
     ``class_tokens``: the student's own tokens of the class texts [C, L], encoded at each step while its text tower
     learns; without them the student lives in its teacher's space and shares its class vectors. ``teacher_model``: run
-    in the loop (``--teacher-online``) in place of stored outputs.
+    in the loop (``--teacher-online``) in place of stored outputs. ``balance``: a rule of ``tasks/balance.py`` that
+    multiplies the terms' weights.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Objective:
         teacher: TeacherFacts | None = None,
         class_tokens: Mapping[str, Tensor] | None = None,
         teacher_model: DualEncoder | None = None,
+        balance: Balance = "none",
         seed: int = 0,
     ) -> None:
         self.terms = terms
@@ -65,6 +68,9 @@ class Objective:
                 torch.manual_seed(seed + 1)
                 for side in ("image", "text"):
                     self.parts[f"fusion_{side}"] = nn.Linear(student.dim + teacher.dim, student.dim)
+
+        if balance != "none":
+            self.parts["balance"] = BALANCES[balance](len(terms))
 
     @property
     def student(self) -> DualEncoder:
@@ -116,14 +122,23 @@ class Objective:
             tensors["student_classes"] = self._student_classes(tensors)
         if "teacher_classes" in self.needs:
             tensors["teacher_classes"] = self._teacher_classes(tensors["teacher_scale"])
+        values = [each.term.call(tensors, each.options) for each in self.terms]
+        factors, extra = self._balanced(values, features)
         total = torch.zeros((), device=tensors["student_scale"].device)
         weighted, raw = {}, {}
-        for each in self.terms:
-            value = each.term.call(tensors, each.options)
-            total = total + each.weight * value
+        for each, value, factor, more in zip(self.terms, values, factors, extra, strict=True):
+            total = total + each.weight * (factor * value + more)
             raw[each.name] = float(value.detach())
-            weighted[each.name] = each.weight * raw[each.name]
+            weighted[each.name] = each.weight * float(torch.as_tensor(factor).detach()) * raw[each.name]
         return StepOutput(total, weighted, raw)
+
+    def _balanced(
+        self, values: Sequence[Tensor], vectors: Mapping[str, Tensor]
+    ) -> tuple[Sequence[Tensor | float], Sequence[Tensor | float]]:
+        if "balance" not in self.parts:
+            return [1.0] * len(values), [0.0] * len(values)
+        factors, extra = self.parts["balance"](values, vectors)
+        return factors, extra or [0.0] * len(values)
 
     def _scales(self, like: Tensor) -> dict[str, Tensor]:
         student = self.student

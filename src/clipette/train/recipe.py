@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from clipette.config import StrictModel
 from clipette.data.views import ViewPolicy
 from clipette.models.spec import ModelSpec
+from clipette.tasks.balance import Balance
 from clipette.train.settings import TrainSettings
 
 
@@ -54,7 +55,8 @@ class ClassSettings(StrictModel):
 class Recipe(StrictModel):
     """A whole experiment.
 
-    ``loss``: terms of ``tasks/terms.py`` with weights. ``init``: a run directory whose weights the student starts
+    ``loss``: terms of ``tasks/terms.py`` with weights; ``balance``: a rule that multiplies them (``gradient``: equal
+    pull at the student's vectors; ``uncertainty``: learned). ``init``: a run directory whose weights the student starts
     from. ``captions_per_image``: how many captions of an image are in one batch. ``trunk_views``: views kept of each
     image where its trunk is frozen. ``freeze_scale``: keep ``logit_scale`` (and bias) as it starts. ``figure``: the
     dev value that is watched (``mean_recall`` with captions, ``top1`` with classes).
@@ -65,6 +67,7 @@ class Recipe(StrictModel):
     paper: str = ""
     student: ModelSpec
     loss: dict[str, float | dict[str, Any]]
+    balance: Balance = "none"
     teacher: str | None = None
     data: str | None = None
     dev: str | None = None

@@ -107,6 +107,7 @@ def _objective(job: Job, student: DualEncoder) -> tuple[Objective, tuple[tuple[s
         teacher=facts,
         class_tokens=tokens,
         teacher_model=live_teacher(job.teacher) if job.online else None,
+        balance=job.recipe.balance,
         seed=job.recipe.seed,
     )
     return task, carried
