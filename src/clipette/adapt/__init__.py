@@ -1,0 +1,1 @@
+"""Learned tokens inside frozen towers: where they enter (``anatomy``), images (``inject``), texts (``text``)."""
