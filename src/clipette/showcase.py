@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -41,22 +46,23 @@ def showcase(
     ``pretrain``, ``distill``: the verbs. ``overrides``: ``--set`` lines for each of ``MODELS``, for shorter runs.
     """
     begun = time.monotonic()
+    lines = {name: [f"seed={seed}", *(overrides or {}).get(name, [])] for name in MODELS}
 
-    def train(name: str, **given: Any) -> Path:
-        lines = [f"seed={seed}", *(overrides or {}).get(name, [])]
-        verb = distill if "teacher" in given else pretrain
-        return verb(f"demo-{name.replace('_', '-')}", out=folder / name, overrides=lines, **given)
+    def train(name: str, verb: Train, **given: Any) -> Callable[[], Path]:
+        # A partial of the verb, not a closure: it may go to another process.
+        return partial(verb, f"demo-{name.replace('_', '-')}", out=folder / name, overrides=lines[name], **given)
 
     console = Console(stderr=True)
-    console.print(f"[bold]1/5[/] rendering {sum(SIZES.values()):,} pictures of the sample world")
+    console.print(f"[bold]1/4[/] rendering {sum(SIZES.values()):,} pictures of the sample world")
     data = render(folder / "data", seed)
-    console.print("[bold]2/5[/] pre-training the teacher on the broad captioned split")
-    teacher = train("teacher", data=data["pretrain"])
-    console.print("[bold]3/5[/] pouring the teacher and distilling the student on the smaller split")
-    train("student", data=data["train"], teacher=str(teacher))
-    console.print("[bold]4/5[/] training the same student without a teacher")
-    train("no_teacher", data=data["train"])
-    console.print("[bold]5/5[/] measuring all three on seen classes, novel classes and shifted styles")
+    console.print("[bold]2/4[/] pre-training the teacher on the broad captioned split")
+    console.print("    and beside it, on another core, the student without a teacher on the smaller split")
+    with aside(train("no_teacher", pretrain, data=data["train"])) as twin:
+        teacher = train("teacher", pretrain, data=data["pretrain"])()
+        console.print("[bold]3/4[/] pouring the teacher and distilling the student on the smaller split")
+        train("student", distill, data=data["train"], teacher=str(teacher))()
+        twin.result()
+    console.print("[bold]4/4[/] measuring all three on seen classes, novel classes and shifted styles")
     sets = {"seen": load_data(data["test"]), "novel": load_data(data["novel"]), "shift": shifted(data)}
     # The report's headline is about the last one.
     shown = [str(folder / name) for name in ("teacher", "no_teacher", "student")]
@@ -66,6 +72,18 @@ def showcase(
     write_json(folder / "summary.json", summary)
     _show(console, summary, folder)
     return summary
+
+
+@contextmanager
+def aside(work: Callable[[], Path]) -> Iterator[Future[Path]]:
+    """``work`` in a process of its own, without a progress bar: small models cannot fill a second core by threads."""
+    # Spawned, not forked: forking a process that runs PyTorch's threads can hang it.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_without_progress) as pool:
+        yield pool.submit(work)
+
+
+def _without_progress() -> None:
+    os.environ["CLIPETTE_PROGRESS"] = "0"
 
 
 def render(folder: Path, seed: int) -> dict[str, str]:

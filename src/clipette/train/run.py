@@ -34,10 +34,18 @@ def run_job(job: Job) -> LoopResult:
 
     Raises ``ConfigError`` or ``ModelError`` at the start for parts that cannot work together.
     """
-    recipe = job.recipe
     device = default_device(job.device)
-    if recipe.train.threads is not None and device.type == "cpu":
-        torch.set_num_threads(recipe.train.threads)
+    threads = torch.get_num_threads()
+    if job.recipe.train.threads is not None and device.type == "cpu":
+        torch.set_num_threads(job.recipe.train.threads)
+    try:
+        return _run(job, device)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(job: Job, device: torch.device) -> LoopResult:
+    recipe = job.recipe
     if job.store is not None and job.teacher is not None and job.store.dim != job.teacher.dim:
         raise StoreError(
             f"store {job.store.path} is {job.store.dim} wide but the teacher {job.teacher.name} {job.teacher.dim}: "
