@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.adapt.towers import (
+from tests.models.prompt_towers import (
     DIM,
     ENCODERS,
     LAYERS,
@@ -24,11 +24,11 @@ from tests.adapt.towers import (
 )
 from torch import Tensor, nn
 
-from clipette.adapt.anatomy import layers_of, token_width
-from clipette.adapt.inject import visual_prompts
 from clipette.adapt.text import PromptTokens, encode_prompts, phrase_embeddings, text_prompt_tokens
 from clipette.errors import ConfigError
+from clipette.models.anatomy import layers_of, token_width
 from clipette.models.core import Blueprint, TextTower, set_trainable
+from clipette.models.inject import visual_prompts
 from clipette.models.open_clip_models import OpenClipText
 from clipette.models.rebuild import table_text_tower
 from clipette.models.text import HFTextTrunk, SmallTextTrunk

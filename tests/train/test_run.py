@@ -274,6 +274,28 @@ def test_a_run_starts_from_another_runs_weights(tmp_path: Path) -> None:
         build_student(other)
 
 
+def test_a_student_inherits_its_larger_teachers_leading_channels(tmp_path: Path) -> None:
+    """Half as wide, and equal to the teacher's first half at the start; nothing to inherit from vectors alone."""
+    vit = {"kind": "timm", "name": "vit_tiny_patch16_224", "size": 32, "train": "all", "head": {"kind": "linear"}}
+    large = {**vit, "args": {"embed_dim": 32, "depth": 4, "num_heads": 4}}
+    small = {**vit, "args": {"embed_dim": 16, "depth": 2, "num_heads": 2}}
+    teacher = tiny.teacher(image=large)
+    given = {"loss": {"image_cosine": 1}, "teacher": teacher, "rest": {"inherit": {"towers": ["image"]}}}
+    start = build_student(job(tmp_path / "run", student={"image": small}, **given)).state_dict()
+    whole = teacher.model.state_dict()
+    torch.testing.assert_close(
+        start["image.trunk.patch_embed.proj.weight"], whole["image.trunk.patch_embed.proj.weight"][:16]
+    )
+    # Two of four layers: the first and the last.
+    torch.testing.assert_close(
+        start["image.trunk.blocks.1.norm1.weight"], whole["image.trunk.blocks.3.norm1.weight"][:16]
+    )
+    with pytest.raises(ConfigError, match="inherit: there are no weights to take"):
+        build_student(
+            job(tmp_path / "none", student={"image": small}, **{**given, "teacher": stored_teacher(tmp_path)})
+        )
+
+
 def test_a_frozen_scale_stays(tmp_path: Path) -> None:
     made = job(tmp_path / "run", loss={"siglip": 1}, student={"logits": "siglip"}, rest={"freeze_scale": True})
     run_job(made)

@@ -71,9 +71,9 @@ def student(seed: int = 0, **changes: Any) -> DualEncoder:
     return build_model(spec(**changes), captions=captions, seed=seed)
 
 
-def teacher(dim: int = 24) -> TorchEncoder:
+def teacher(dim: int = 24, **changes: Any) -> TorchEncoder:
     """An untrained model of another width, in evaluation mode."""
-    return TorchEncoder(student(seed=7, dim=dim), name="teacher", device="cpu")
+    return TorchEncoder(student(seed=7, dim=dim, **changes), name="teacher", device="cpu")
 
 
 @dataclass

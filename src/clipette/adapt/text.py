@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipette.adapt.anatomy import TextPlaces, text_places
-from clipette.adapt.inject import RECOMPUTED, replacing, spliced
 from clipette.errors import ConfigError
+from clipette.models.anatomy import TextPlaces, text_places
 from clipette.models.core import TextTower
+from clipette.models.inject import RECOMPUTED, replacing, spliced
 from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer, WordTokenizer
 from clipette.types import Ints, Tokenizer
 

@@ -15,7 +15,8 @@ from clipette.errors import ModelError
 from clipette.models.core import Blueprint, ImageTower, TextTower
 from clipette.models.heads import build_head
 from clipette.models.open_clip_models import rebuild_open_clip_image, rebuild_open_clip_text
-from clipette.models.spec import HeadSpec
+from clipette.models.prompted import prompted_image
+from clipette.models.spec import HeadSpec, PromptSpec
 from clipette.models.students import hf_tower, make_timm, small_trunk
 from clipette.models.text import TableTextTrunk, TableTokenizer
 from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer, WordTokenizer
@@ -86,12 +87,19 @@ def _headed(side: str) -> Callable[[Arguments, Assets], Any]:
     return build
 
 
+def _prompted_image(arguments: Arguments, assets: Assets) -> ImageTower:
+    inner = build_tower(Blueprint(arguments["inner"]["kind"], arguments["inner"]["arguments"], assets))
+    assert isinstance(inner, ImageTower)
+    return prompted_image(inner, PromptSpec(**arguments["prompts"]))
+
+
 BUILDERS: dict[str, Callable[[Arguments, Assets], ImageTower | TextTower]] = {
     "timm": _timm,
     "hf_text": _hf_text,
     "small_text": _small_text,
     "table_text": _table_text,
     "headed_image": _headed("image"),
+    "prompted_image": _prompted_image,
     "headed_text": _headed("text"),
     "open_clip_image": rebuild_open_clip_image,
     "open_clip_text": rebuild_open_clip_text,

@@ -19,6 +19,17 @@ class HeadSpec(StrictModel):
     dropout: float = 0.0
 
 
+class PromptSpec(StrictModel):
+    """Learned visual tokens of a transformer: ``count`` in each of the first ``depth`` layers (PromptKD: 8 in 9).
+
+    They and the head are trained under ``train: head``, while the trunk stays frozen.
+    """
+
+    count: int = Field(default=8, ge=1)
+    depth: int = Field(default=9, ge=1)
+    init: Literal["normal", "vpt"] = "normal"
+
+
 class TimmImage(StrictModel):
     """Any timm backbone with its arguments and weights file.
 
@@ -36,6 +47,7 @@ class TimmImage(StrictModel):
     interpolation: Literal["bicubic", "bilinear"] | None = None
     mode: Literal["crop", "squash", "pad"] = "crop"
     head: HeadSpec = HeadSpec()
+    prompts: PromptSpec | None = None
     train: Train = "all"
 
 
@@ -45,6 +57,7 @@ class OpenClipPart(StrictModel):
     kind: Literal["open_clip"] = "open_clip"
     name: str
     head: HeadSpec = HeadSpec(kind="none")
+    prompts: PromptSpec | None = None
     train: Train = "all"
 
 

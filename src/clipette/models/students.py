@@ -22,6 +22,8 @@ from clipette.errors import ConfigError, ModelError
 from clipette.models.core import Blueprint, DualEncoder, ImageTower, TextTower, set_trainable
 from clipette.models.heads import build_head
 from clipette.models.open_clip_models import load_open_clip
+from clipette.models.prompted import prompted_image
+from clipette.models.prompts import DeepPrompts
 from clipette.models.spec import HeadSpec, HFText, ModelSpec, OpenClipPart, SmallText, TeacherText, TimmImage
 from clipette.models.text import HFTextTrunk, SmallTextTrunk, encoder_config_bytes, keep_layers
 from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer, WordTokenizer
@@ -78,15 +80,22 @@ def _space_width(spec: ModelSpec, teacher: DualEncoder | None) -> int | None:
 
 
 def _image_tower(spec: TimmImage | OpenClipPart, dim: int | None, base: Path) -> ImageTower:
-    if isinstance(spec, TimmImage):
+    if isinstance(spec, TimmImage) and spec.prompts is None:
         tower = timm_image_tower(spec, dim, base)
+        _freeze(tower, spec.train)
+        return tower
+    if isinstance(spec, TimmImage):
+        whole = timm_image_tower(spec.model_copy(update={"head": HeadSpec(kind="none")}), None, base)
     else:
-        whole = load_open_clip(local_reference(spec.name, base)).image
-        if whole is None:
+        found = load_open_clip(local_reference(spec.name, base)).image
+        if found is None:
             raise ModelError(f"open_clip model '{spec.name}' has no image tower")
-        tower = _with_head(whole, spec.head, dim, "image")
-    _freeze(tower, spec.train)
-    return tower
+        whole = found
+    if spec.prompts is not None:
+        whole = prompted_image(whole, spec.prompts, seed=torch.initial_seed())
+    headed: ImageTower = _with_head(whole, spec.head, dim, "image")
+    _freeze(headed, spec.train)
+    return headed
 
 
 def _with_head(tower: Any, head: HeadSpec, dim: int | None, side: str) -> Any:
@@ -111,11 +120,12 @@ def _with_head(tower: Any, head: HeadSpec, dim: int | None, side: str) -> Any:
 
 def timm_image_tower(spec: TimmImage, dim: int | None, base: Path) -> ImageTower:
     """A timm backbone as an image tower. Raises ``ModelError`` on an unknown name or unfitting weights."""
-    if dim is None:
+    if dim is None and spec.head.kind != "none":
         raise ConfigError(f"dim is missing: how wide is the space that '{spec.name}' maps to?")
     trunk = _timm_trunk(spec, base)
     preprocess = _timm_preprocess(spec, trunk)
     width = _probe_width(trunk, preprocess)
+    dim = width if dim is None else dim
     head = build_head(spec.head.kind, width, dim, spec.head.hidden, spec.head.dropout)
     arguments = {
         "name": spec.name,
@@ -218,6 +228,8 @@ def _text_tower(
         whole = load_open_clip(local_reference(text.name, base)).text
         if whole is None:
             raise ModelError(f"open_clip model '{text.name}' has no text tower")
+        if text.prompts is not None:
+            raise ConfigError("text.prompts: visual tokens belong to the image tower: put prompts under image")
         tower = _with_head(whole, text.head, dim, "text")
     else:
         tower = _teacher_text_tower(text, teacher, dim)
@@ -313,7 +325,10 @@ def _teacher_text_tower(spec: TeacherText, teacher: DualEncoder | None, dim: int
 def _freeze(tower: ImageTower | TextTower, train: str) -> None:
     set_trainable(tower, train == "all")
     if train == "head":
-        if not any(True for _ in tower.head.parameters()):
+        prompts = [module for module in tower.modules() if isinstance(module, DeepPrompts)]
+        for each in prompts:
+            set_trainable(each, True)
+        if not prompts and not any(True for _ in tower.head.parameters()):
             raise ConfigError("train: head, but this tower has no head of its own: use train: all or give it a head")
         set_trainable(tower.head, True)
 

@@ -52,14 +52,26 @@ class ClassSettings(StrictModel):
     templates: str = "single"
 
 
+class InheritSettings(StrictModel):
+    """Weights that the student takes from its larger teacher before training (TinyCLIP, Wu et al., ICCV 2023).
+
+    ``by``: ``leading`` channels, heads and hidden units, or those of the largest ``norm`` (transformers only); layers
+    are taken at even strides. ``towers``: which; leave out ``text`` where the text tower has weights of its own.
+    """
+
+    by: Literal["leading", "norm"] = "leading"
+    towers: tuple[Literal["image", "text"], ...] = ("image", "text")
+
+
 class Recipe(StrictModel):
     """A whole experiment.
 
     ``loss``: terms of ``tasks/terms.py`` with weights; ``balance``: a rule that multiplies them (``gradient``: equal
     pull at the student's vectors; ``uncertainty``: learned). ``init``: a run directory whose weights the student starts
-    from. ``captions_per_image``: how many captions of an image are in one batch. ``trunk_views``: views kept of each
-    image where its trunk is frozen. ``freeze_scale``: keep ``logit_scale`` (and bias) as it starts. ``figure``: the
-    dev value that is watched (``mean_recall`` with captions, ``top1`` with classes).
+    from. ``inherit``: take a larger teacher's weights, cut to the student's size. ``captions_per_image``: how many
+    captions of an image are in one batch. ``trunk_views``: views kept of each image where its trunk is frozen.
+    ``freeze_scale``: keep ``logit_scale`` (and bias) as it starts. ``figure``: the dev value that is watched
+    (``mean_recall`` with captions, ``top1`` with classes).
     """
 
     name: str
@@ -74,6 +86,7 @@ class Recipe(StrictModel):
     views: ViewSettings = ViewSettings()
     classes: ClassSettings = ClassSettings()
     init: str | None = None
+    inherit: InheritSettings | None = None
     freeze_scale: bool = False
     captions_per_image: int = Field(default=1, ge=1)
     trunk_views: int = Field(default=1, ge=1)

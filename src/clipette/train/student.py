@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ from clipette.models.core import DualEncoder
 from clipette.models.saved import load_model
 from clipette.models.students import build_model
 from clipette.train.job import Job, live_teacher
+from clipette.train.recipe import InheritSettings
 from clipette.types import Encoder
+
+log = logging.getLogger(__name__)
 
 
 def build_student(job: Job) -> DualEncoder:
@@ -33,6 +37,8 @@ def build_student(job: Job) -> DualEncoder:
     if spec.space == "teacher" and model is None and job.teacher is not None:
         with torch.no_grad():
             student.logit_scale.fill_(float(np.log(job.teacher.logit_scale)))
+    if recipe.inherit is not None:
+        _inherit(student, model, recipe.inherit)
     if recipe.init is not None:
         _start_from(student, Path(recipe.init) if Path(recipe.init).is_absolute() else job.base / recipe.init)
     if recipe.freeze_scale or spec.space == "teacher":
@@ -41,6 +47,18 @@ def build_student(job: Job) -> DualEncoder:
         if student.logit_bias is not None:
             student.logit_bias.requires_grad_(False)
     return student
+
+
+def _inherit(student: DualEncoder, teacher: DualEncoder | None, settings: InheritSettings) -> None:
+    # Lazily: it knows the insides of every family of models, and loads their libraries.
+    from clipette.models.inherit import inherit_model
+
+    if teacher is None:
+        raise ConfigError("inherit: there are no weights to take: name a teacher that is a model, not stored vectors")
+    report = inherit_model(student, teacher, by=settings.by, towers=settings.towers)
+    log.info("%s", report)
+    for note in report.notes:
+        log.warning("%s", note)
 
 
 def _start_from(student: DualEncoder, folder: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipette.adapt.anatomy import ImagePlaces, image_places
 from clipette.errors import ConfigError
+from clipette.models.anatomy import ImagePlaces, image_places
 from clipette.models.core import ImageTower
 
 PreHook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import timm
 import torch
-from tests.adapt.towers import IMAGES, LAYERS, SIZE, WIDTH, hooks_of, image_tower, open_clip_vit, timm_vit
+from tests.models.prompt_towers import IMAGES, LAYERS, SIZE, WIDTH, hooks_of, image_tower, open_clip_vit, timm_vit
 from torch import Tensor, nn
 
-from clipette.adapt.anatomy import layers_of, patch_size, token_width
-from clipette.adapt.inject import visual_prompts
-from clipette.adapt.prompts import DeepPrompts
 from clipette.errors import ConfigError
+from clipette.models.anatomy import layers_of, patch_size, token_width
 from clipette.models.core import ImageTower, set_trainable
+from clipette.models.inject import visual_prompts
+from clipette.models.prompts import DeepPrompts
 
 
 def pixels(count: int = 2) -> Tensor:
