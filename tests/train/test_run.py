@@ -296,6 +296,27 @@ def test_a_student_inherits_its_larger_teachers_leading_channels(tmp_path: Path)
         )
 
 
+def test_neighbours_and_rare_classes_change_the_batches_and_repeat(tmp_path: Path) -> None:
+    teacher = tiny.teacher()
+    given = {"loss": {"image_cosine": 1}, "teacher": teacher, "store": poured(teacher, tmp_path)}
+    plain = {"loss": {"clip": 1}}
+    runs: dict[str, dict[str, Any]] = {
+        "plain": given,
+        "neighbours": {**given, "rest": {"sampling": {"neighbours": 4}}},
+        "again": {**given, "rest": {"sampling": {"neighbours": 4}}},
+        "unbalanced": plain,
+        "balanced": {**plain, "rest": {"sampling": {"balance": 1}}},
+    }
+    for name, options in runs.items():
+        run_job(job(tmp_path / name, **options))
+    found = {name: losses(tmp_path / name) for name in runs}
+    assert found["neighbours"] == found["again"]
+    assert found["neighbours"] != found["plain"]
+    assert found["balanced"] != found["unbalanced"]
+    with pytest.raises(ConfigError, match=r"sampling\.neighbours reads the teacher's stored image vectors"):
+        run_job(job(tmp_path / "none", **plain, rest={"sampling": {"neighbours": 4}}))
+
+
 def test_a_frozen_scale_stays(tmp_path: Path) -> None:
     made = job(tmp_path / "run", loss={"siglip": 1}, student={"logits": "siglip"}, rest={"freeze_scale": True})
     run_job(made)

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from clipette.data.images import DecodeSettings
 from clipette.data.loading import FailureLimit, load_image, map_ordered
-from clipette.data.order import epoch_order, stable_hash
+from clipette.data.order import stable_hash
 from clipette.data.preprocess import Preprocess
 from clipette.data.views import ViewPolicy, draw_view
 from clipette.errors import ConfigError
 from clipette.tasks.batch import Batch
 from clipette.tasks.outputs import Draw
+from clipette.tasks.sampling import Order, PlainOrder
 from clipette.types import Failure, Floats, Ints, Sample, Tokenizer, View
 
 
@@ -130,7 +131,8 @@ class FeedPlan:
 class Feed:
     """Batches by step number: the same step gives the same batch, whatever ran before.
 
-    ``rank`` and ``world`` cut each global batch into equal, contiguous shares.
+    ``order``: positions by epoch; every sample once, if not given. ``rank`` and ``world`` cut each global
+    batch into equal, contiguous shares.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class Feed:
         plan: FeedPlan,
         outputs: Outputs | None = None,
         *,
+        order: Order | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -155,6 +158,7 @@ class Feed:
         self.outputs = outputs
         self.captions = CaptionIndex(samples)
         self.steps_per_epoch = len(samples) // plan.batch_size
+        self._epoch = order or PlainOrder(len(samples), plan.seed)
         self._share = slice(rank * plan.batch_size // world, (rank + 1) * plan.batch_size // world)
         self._order: tuple[int, Ints] = (-1, np.zeros(0, np.int64))
         self.cache = ImageCache(samples, settings=plan.settings, want=plan.preprocess.size, budget_mb=plan.cache_mb)
@@ -175,7 +179,7 @@ class Feed:
         """This rank's sample positions at ``step``, and the epoch."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(len(self.samples), self.plan.seed, epoch))
+            self._order = (epoch, self._epoch(epoch))
         whole = self._order[1][within * self.plan.batch_size : (within + 1) * self.plan.batch_size]
         return whole[self._share], epoch
 

@@ -14,6 +14,7 @@ from clipette.models.core import DualEncoder
 from clipette.tasks.feed import CaptionIndex, Feed, FeedPlan, Outputs
 from clipette.tasks.objective import Objective
 from clipette.tasks.outputs import EncodedOutputs, StoredOutputs
+from clipette.tasks.sampling import BalancedOrder, NeighbourOrder, Order
 from clipette.train.frozen import cache_folder, image_trunk_features, text_trunk_features, trunk_is_frozen
 from clipette.train.job import Job, live_teacher, shares_text
 from clipette.train.ranks import rank, world_size
@@ -79,7 +80,29 @@ def build_feed(job: Job, student: DualEncoder, task: Objective, device: torch.de
             stored=stored,
         )
         plan = replace(plan, image_trunk=trunk)
-    return Feed(samples, plan, outputs, rank=rank(), world=world_size())
+    return Feed(
+        samples,
+        plan,
+        outputs,
+        order=_order(job, outputs if plan.teacher_images else None),
+        rank=rank(),
+        world=world_size(),
+    )
+
+
+def _order(job: Job, outputs: Outputs | None) -> Order | None:
+    """The order of the recipe's ``sampling``; None for every sample once."""
+    sampling, samples = job.recipe.sampling, job.data.samples
+    if sampling.balance:
+        return BalancedOrder([sample.label for sample in samples], job.recipe.seed, power=sampling.balance)
+    if not sampling.neighbours:
+        return None
+    if outputs is None:
+        raise ConfigError(
+            "sampling.neighbours reads the teacher's stored image vectors, and the losses none: remove it"
+        )
+    everyone = np.arange(len(samples), dtype=np.int64)
+    return NeighbourOrder(outputs.draw(everyone, 0).vectors, job.recipe.seed, group=sampling.neighbours)
 
 
 def _with_texts(

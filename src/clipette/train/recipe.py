@@ -52,6 +52,21 @@ class ClassSettings(StrictModel):
     templates: str = "single"
 
 
+class SamplingSettings(StrictModel):
+    """What batches bring together. ``balance``: rare classes more often, p ∝ n(class)^-balance (1: every class alike).
+    ``neighbours``: groups of so many samples that the teacher finds alike, side by side in a batch: hard negatives.
+    """
+
+    balance: float = Field(default=0.0, ge=0, le=1)
+    neighbours: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_order(self) -> SamplingSettings:
+        if self.balance and self.neighbours:
+            raise ValueError("balance and neighbours are two orders of the same samples: choose one")
+        return self
+
+
 class InheritSettings(StrictModel):
     """Weights that the student takes from its larger teacher before training (TinyCLIP, Wu et al., ICCV 2023).
 
@@ -87,6 +102,7 @@ class Recipe(StrictModel):
     classes: ClassSettings = ClassSettings()
     init: str | None = None
     inherit: InheritSettings | None = None
+    sampling: SamplingSettings = SamplingSettings()
     freeze_scale: bool = False
     captions_per_image: int = Field(default=1, ge=1)
     trunk_views: int = Field(default=1, ge=1)
