@@ -20,6 +20,7 @@ from clipette.evaluate.results import Evaluation, plain
 from clipette.evaluate.suite import SuiteSettings
 from clipette.evaluate.suite import evaluate as measure
 from clipette.evaluate.tables import print_tables
+from clipette.evaluate.wording import AUTO, fitting_templates
 from clipette.io import write_atomic, write_json
 from clipette.resolve import resolve
 from clipette.types import Encoder
@@ -33,7 +34,7 @@ def evaluate(
     *,
     out: str | Path,
     teacher: str | None = None,
-    templates: str = "openai80",
+    templates: str = AUTO,
     descriptions: str | Path | None = None,
     corruptions: bool = False,
     batch_size: int = 64,
@@ -42,12 +43,13 @@ def evaluate(
     """Measure ``model`` on ``data``, with ``teacher`` also agreement and retention; the teacher's texts serve an
     image-only student of its space.
 
+    ``templates``: a name, a template, or ``auto``: CLIP's eighty, or the wording that stored texts have.
     ``descriptions``: sentences per class in CuPL's format, in place of the templates. Writes ``results.json``,
     ``results.csv``, ``report.html`` and ``summary.json`` into ``out``; returns the summary.
     """
     named = _named_data(data)
-    settings = _suite(templates, descriptions, corruptions, batch_size)
     encoders = [resolve(reference, device=device) for reference in ([teacher] if teacher else []) + [model]]
+    settings = _suite(_wording(templates, encoders, named), descriptions, corruptions, batch_size)
     student = encoders[-1]
     result = measure(student, named, encoders[0] if teacher else None, settings=settings)
     evaluations = [result.teacher, result] if result.teacher is not None else [result]
@@ -61,7 +63,7 @@ def compare(
     data: Sequence[str],
     *,
     out: str | Path,
-    templates: str = "openai80",
+    templates: str = AUTO,
     batch_size: int = 64,
     device: str | None = None,
 ) -> dict[str, object]:
@@ -77,15 +79,15 @@ def compare_on(
     named: Mapping[str, Dataset],
     *,
     out: str | Path,
-    templates: str = "openai80",
+    templates: str = AUTO,
     batch_size: int = 64,
     device: str | None = None,
 ) -> dict[str, object]:
     """``compare`` on data sets that are open already, by the names that tables shall show."""
     if not models:
         raise ConfigError("no model to compare: name two or more")
-    settings = _suite(templates, None, False, batch_size)
     encoders = [resolve(reference, device=device) for reference in models]
+    settings = _suite(_wording(templates, encoders, named), None, False, batch_size)
     # Cached: the first is measured beside each of the others, and encodes once.
     first = CachedEncoder(encoders[0])
     evaluations = [measure(first, named, settings=settings)]
@@ -101,7 +103,7 @@ def classify(
     labels: Sequence[str] = (),
     question: str | None = None,
     answers: Sequence[str] = (),
-    templates: str = "openai80",
+    templates: str = AUTO,
     out: str | Path | None = None,
     device: str | None = None,
 ) -> dict[str, object]:
@@ -117,7 +119,8 @@ def classify(
         raise BadImageError(f"{image}: cannot be read ({error.strerror or error})") from error
     encoder = resolve(model, device=device)
     if question is None:
-        found = picture.classify(encoder, content, labels, templates)
+        wording = fitting_templates([encoder], labels) if templates == AUTO else templates
+        found = picture.classify(encoder, content, labels, wording)
     else:
         found = picture.answer(encoder, content, question, answers)
     summary = found.to_dict() | {"image": str(image)}
@@ -139,6 +142,12 @@ def _named_data(references: Sequence[str]) -> dict[str, Dataset]:
         name if names.count(name) == 1 else reference: data
         for name, reference, data in zip(names, references, sets, strict=True)
     }
+
+
+def _wording(templates: str, encoders: Sequence[Encoder], named: Mapping[str, Dataset]) -> str:
+    if templates != AUTO:
+        return templates
+    return fitting_templates(encoders, [name for data in named.values() for name in data.class_names])
 
 
 def _suite(templates: str, descriptions: str | Path | None, corruptions: bool, batch_size: int) -> SuiteSettings:

@@ -130,7 +130,7 @@ def test_distill_passes_everything_on(verbs: FakeVerbs) -> None:
             "evaluate",
             {"teacher": "t", "descriptions": Path("d.json"), "corruptions": True, "out": Path("o"), "batch_size": 64},
         ),
-        ("compare a b c --data x --out o", "compare", {"out": Path("o"), "templates": "openai80"}),
+        ("compare a b c --data x --out o", "compare", {"out": Path("o"), "templates": "auto"}),
         (
             "classify p.jpg --model m --labels 'dog, cat' --labels horse",
             "classify",

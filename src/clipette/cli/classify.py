@@ -22,7 +22,7 @@ def classify(
     ] = None,
     question: Annotated[str | None, typer.Option(help="A question, turned into a prompt for each answer.")] = None,
     answers: Annotated[list[str] | None, typer.Option(metavar="A,B,...", help="Answers to --question.")] = None,
-    templates: Templates = "openai80",
+    templates: Templates = "auto",
     out: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a bar chart here.")] = None,
 ) -> None:
     """Say which names, or answers to a question, fit a picture."""

@@ -17,7 +17,7 @@ def compare(
     models: Annotated[list[str], typer.Argument(help="Two models or more; the first is what others are measured by.")],
     data: Data,
     out: Out,
-    templates: Templates = "openai80",
+    templates: Templates = "auto",
     batch_size: BatchSize = 64,
     device: Device = None,
 ) -> None:

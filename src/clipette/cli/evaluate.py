@@ -19,7 +19,7 @@ def evaluate(
     data: Data,
     out: Out,
     teacher: Annotated[str | None, typer.Option(metavar="REF", help="Also measure agreement and retention.")] = None,
-    templates: Templates = "openai80",
+    templates: Templates = "auto",
     descriptions: Annotated[
         Path | None, typer.Option(metavar="JSON", help="Sentences per class, in CuPL's format, in place of templates.")
     ] = None,

@@ -39,7 +39,11 @@ Device: TypeAlias = Annotated[
 BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, help="Images a batch.")]
 Templates: TypeAlias = Annotated[
     str,
-    typer.Option(metavar="NAME", help="Prompt templates for class names: none, single, openai80, plain, detail, ..."),
+    typer.Option(
+        metavar="NAME",
+        help="Prompt templates for class names: none, single, openai80, plain, detail, ..., or one with {} in it. "
+        "auto: openai80, or the wording that a student's stored texts have.",
+    ),
 ]
 Seed: TypeAlias = Annotated[int, typer.Option(min=0, help="Everything random comes from this number.")]
 Out: TypeAlias = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]

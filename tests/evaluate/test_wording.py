@@ -1,0 +1,33 @@
+"""Which templates are asked for: all of CLIP's, or the one wording that a table of texts knows."""
+
+from __future__ import annotations
+
+import torch
+from tests.train import tiny
+
+from clipette.data.prompts import class_prompts
+from clipette.evaluate.wording import fitting_templates, known_texts
+from clipette.models.inference import TorchEncoder
+from clipette.models.rebuild import table_text_tower
+
+
+def with_table(wording: str, names: list[str]) -> TorchEncoder:
+    """A student that carries its teacher's class texts in one wording."""
+    model = tiny.student()
+    texts = tuple(prompts[0] for prompts in class_prompts(names, wording))
+    model.text = table_text_tower(texts, torch.eye(len(texts), model.dim))
+    return TorchEncoder(model, name="table", device="cpu")
+
+
+def test_a_text_tower_takes_all_templates_and_a_table_its_own_wording() -> None:
+    names = ["cat", "dog"]
+    free = tiny.teacher()
+    assert known_texts(free) is None
+    assert fitting_templates([free], names) == "openai80"
+    for wording in ("single", "plain", "style"):
+        assert fitting_templates([free, with_table(wording, names)], names) == wording
+    assert fitting_templates([with_table("a {}", names)], names) == "a {}"
+    # Two tables of different wordings, or another class: the encoder itself says what it lacks.
+    both = [with_table("plain", names), with_table("style", names)]
+    assert fitting_templates(both, names) == "single"
+    assert fitting_templates([with_table("plain", names)], [*names, "emu"]) == "single"
