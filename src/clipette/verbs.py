@@ -25,7 +25,7 @@ from clipette.store import Store, open_store
 from clipette.tasks.pour import PourPlan
 from clipette.tasks.pour import pour as pour_into
 from clipette.tasks.terms import needs_of, read_terms
-from clipette.train.job import Job, shares_text
+from clipette.train.job import Companion, Job, shares_text
 from clipette.train.recipe import Recipe
 from clipette.train.run import run_job
 from clipette.types import Encoder, Failure
@@ -184,14 +184,22 @@ def _run(
     train_set = load_data(recipe.data) if listed is None else listed
     encoder = None if recipe.teacher is None else resolve(recipe.teacher, device=device)
     opened, encoder = _outputs(recipe, encoder, train_set, store, online=online, out=out)
+    also = {
+        name: _companion(recipe, reference, train_set, out / f"store-{name}", name, device=device)
+        for name, reference in recipe.also.items()
+    }
+    data_set = _readable(train_set, opened)
+    for each in also.values():
+        data_set = _readable(data_set, each.store)
     job = Job(
         recipe=recipe,
-        data=_readable(train_set, opened),
+        data=data_set,
         out=out,
         dev=None if recipe.dev is None else load_data(recipe.dev),
         teacher=encoder,
         store=opened,
         online=online,
+        also=also,
         base=base,
         device=device,
     )
@@ -215,14 +223,28 @@ def _outputs(
     if teacher is None or not isinstance(teacher, TorchEncoder) or online or not reads:
         return None, teacher
     captions = "teacher_text" in needs or (shares_text(recipe) and "student_text" in needs)
-    plan = PourPlan(
-        images=recipe.views.count == 0 and "teacher_image" in needs,
-        views=recipe.views.count if "teacher_image" in needs else 0,
+    plan = _pour_plan(recipe, images="teacher_image" in needs, captions=captions)
+    path = pour_into(teacher, data, out / "store", plan, seed=recipe.seed).path
+    return open_store(path), teacher
+
+
+def _companion(recipe: Recipe, reference: str, data: Dataset, out: Path, name: str, *, device: str | None) -> Companion:
+    """A further teacher, and its outputs for the views of the first, poured if need be."""
+    teacher = resolve(reference, device=device)
+    needs = needs_of(read_terms(recipe.loss), name)
+    if not isinstance(teacher, TorchEncoder) or not needs & {"teacher_image", "teacher_text"}:
+        return Companion(teacher)
+    plan = _pour_plan(recipe, images="teacher_image" in needs, captions="teacher_text" in needs)
+    return Companion(teacher, open_store(pour_into(teacher, data, out, plan, seed=recipe.seed).path))
+
+
+def _pour_plan(recipe: Recipe, *, images: bool, captions: bool) -> PourPlan:
+    return PourPlan(
+        images=images and recipe.views.count == 0,
+        views=recipe.views.count if images else 0,
         captions=captions,
         policy=recipe.views.policy() or ViewPolicy(),
     )
-    path = pour_into(teacher, data, out / "store", plan, seed=recipe.seed).path
-    return open_store(path), teacher
 
 
 def _readable(data: Dataset, store: Store | None) -> Dataset:

@@ -22,7 +22,7 @@ from clipette.models.stored import open_stored
 from clipette.resolve import resolve
 from clipette.store import Store, open_store
 from clipette.tasks.pour import PourPlan, pour
-from clipette.train.job import Job
+from clipette.train.job import Companion, Job
 from clipette.train.log import read_metrics
 from clipette.train.run import run_job
 from clipette.train.student import build_student
@@ -44,9 +44,9 @@ def job(out: Path, *, loss: dict[str, Any], teacher: Encoder | None = None, **op
     return Job(recipe=recipe, out=out, teacher=teacher, **given)
 
 
-def poured(teacher: TorchEncoder, folder: Path, **changes: Any) -> Store:
+def poured(teacher: TorchEncoder, folder: Path, *, seed: int = 0, **changes: Any) -> Store:
     plan = PourPlan(**{"views": 2, "captions": True, **changes})
-    pour(teacher, tiny.dataset(), folder / "store", plan, progress=False)
+    pour(teacher, tiny.dataset(), folder / "store", plan, seed=seed, progress=False)
     return open_store(folder / "store")
 
 
@@ -315,6 +315,30 @@ def test_neighbours_and_rare_classes_change_the_batches_and_repeat(tmp_path: Pat
     assert found["balanced"] != found["unbalanced"]
     with pytest.raises(ConfigError, match=r"sampling\.neighbours reads the teacher's stored image vectors"):
         run_job(job(tmp_path / "none", **plain, rest={"sampling": {"neighbours": 4}}))
+
+
+def test_two_teachers_of_different_width_teach_at_once(tmp_path: Path) -> None:
+    """The second has projectors of its own; with weight on it alone the run is one taught by it alone."""
+    first, second = tiny.teacher(dim=24), tiny.teacher(dim=10)
+    stores = {"first": poured(first, tmp_path / "a"), "second": poured(second, tmp_path / "b")}
+    also = {"second": Companion(second, stores["second"])}
+    base = {"teacher": first, "store": stores["first"]}
+    both = job(tmp_path / "both", loss={"image_cosine": 1, "image_cosine@second": 1}, **base, also=also)
+    run_job(both)
+    assert set(read_metrics(both.out / "metrics.jsonl", "train")[0]["raw"]) == {"image_cosine", "image_cosine@second"}
+
+    ensemble = {"in_batch_ensemble": {"weight": 1, "confidence": 0.5}, "class_text_ensemble": 1}
+    run_job(job(tmp_path / "joint", loss=ensemble, **base, also=also))
+    twice = {"again": Companion(first, stores["first"])}
+    run_job(job(tmp_path / "same", loss={"in_batch_ensemble": 1}, **base, also=twice))
+    run_job(job(tmp_path / "alone", loss={"in_batch_ensemble": 1}, **base))
+    assert losses(tmp_path / "same") == pytest.approx(losses(tmp_path / "alone")), "one teacher twice is that teacher"
+
+    with pytest.raises(ConfigError, match="no further teacher is called 'third'"):
+        run_job(job(tmp_path / "x", loss={"image_cosine@third": 1}, **base, also=also))
+    other = {"second": Companion(second, poured(second, tmp_path / "c", seed=99))}
+    with pytest.raises(StoreError, match="the teacher 'second' poured other views"):
+        run_job(job(tmp_path / "y", loss={"image_cosine": 1, "image_cosine@second": 1}, **base, also=other))
 
 
 def test_a_frozen_scale_stays(tmp_path: Path) -> None:

@@ -40,6 +40,15 @@ class Outputs(Protocol):
     def texts(self, captions: Ints) -> Floats: ...
 
 
+@dataclass(frozen=True)
+class Guide:
+    """A further teacher's outputs, and which of them the losses read."""
+
+    outputs: Outputs
+    images: bool
+    texts: bool
+
+
 class ImageCache:
     """Decoded images by position, kept while they fit ``budget_mb``; a bad one is recorded once and replaced.
 
@@ -131,8 +140,9 @@ class FeedPlan:
 class Feed:
     """Batches by step number: the same step gives the same batch, whatever ran before.
 
-    ``order``: positions by epoch; every sample once, if not given. ``rank`` and ``world`` cut each global
-    batch into equal, contiguous shares.
+    ``guides``: further teachers' outputs by name, of the same views as ``outputs``; their vectors come as
+    ``teacher_image@name``. ``order``: positions by epoch; every sample once, if not given. ``rank`` and ``world`` cut
+    each global batch into equal, contiguous shares.
     """
 
     def __init__(
@@ -142,6 +152,7 @@ class Feed:
         outputs: Outputs | None = None,
         *,
         order: Order | None = None,
+        guides: Mapping[str, Guide] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -156,6 +167,7 @@ class Feed:
         self.samples = samples
         self.plan = plan
         self.outputs = outputs
+        self.guides = dict(guides or {})
         self.captions = CaptionIndex(samples)
         self.steps_per_epoch = len(samples) // plan.batch_size
         self._epoch = order or PlainOrder(len(samples), plan.seed)
@@ -215,9 +227,13 @@ class Feed:
             inputs["image_trunk"] = self.plan.image_trunk[torch.from_numpy(positions), torch.from_numpy(chosen)]
         else:
             positions = self._read_pixels(positions, epoch, inputs, targets)
-        if self.plan.texts or self.plan.teacher_texts:
+        if self.plan.texts or self.plan.teacher_texts or any(guide.texts for guide in self.guides.values()):
             self._read_texts(positions, epoch, inputs, targets, tokens, teacher_tokens)
             targets["text_ids"] = torch.from_numpy(positions).repeat_interleave(self.plan.captions_per_image)
+        for name, guide in self.guides.items():
+            if guide.images:
+                vectors = guide.outputs.draw(positions, epoch).vectors
+                targets[f"teacher_image@{name}"] = torch.from_numpy(vectors)
         targets["ids"] = torch.from_numpy(positions)
         labels = [-1 if self.samples[p].label is None else int(self.samples[p].label or 0) for p in positions]
         targets["labels"] = torch.tensor(labels, dtype=torch.int64)
@@ -277,6 +293,9 @@ class Feed:
             teacher_tokens.update({name: torch.from_numpy(v) for name, v in plan.teacher_tokenizer(texts).items()})
         elif plan.teacher_texts and self.outputs is not None:
             targets["teacher_text"] = torch.from_numpy(self.outputs.texts(rows))
+        for name, guide in self.guides.items():
+            if guide.texts:
+                targets[f"teacher_text@{name}"] = torch.from_numpy(guide.outputs.texts(rows))
         if not plan.texts:
             return
         if plan.text_fixed is not None:

@@ -14,7 +14,7 @@ from clipette.models.core import DualEncoder
 from clipette.tasks.balance import BALANCES, Balance
 from clipette.tasks.batch import Batch
 from clipette.tasks.task import StepOutput
-from clipette.tasks.terms import WeightedTerm, needs_of
+from clipette.tasks.terms import WeightedTerm, guides_of, needs_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Objective:
     ``class_tokens``: the student's own tokens of the class texts [C, L], encoded at each step while its text tower
     learns; without them the student lives in its teacher's space and shares its class vectors. ``teacher_model``: run
     in the loop (``--teacher-online``) in place of stored outputs. ``balance``: a rule of ``tasks/balance.py`` that
-    multiplies the terms' weights.
+    multiplies the terms' weights. ``guides``: further teachers by name, for terms such as ``image_cosine@name``.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Objective:
         terms: tuple[WeightedTerm, ...],
         *,
         teacher: TeacherFacts | None = None,
+        guides: Mapping[str, TeacherFacts] | None = None,
         class_tokens: Mapping[str, Tensor] | None = None,
         teacher_model: DualEncoder | None = None,
         balance: Balance = "none",
@@ -50,11 +51,16 @@ class Objective:
         self.terms = terms
         self.needs = needs_of(terms)
         self.teacher = teacher
+        self.guides = dict(guides or {})
+        unknown = [name for name in guides_of(terms) if name not in self.guides]
+        if unknown:
+            there = f"there are {', '.join(self.guides)}" if self.guides else "there is none"
+            raise ConfigError(f"loss: no further teacher is called '{unknown[0]}' ({there}): name it under also")
         self._class_tokens = dict(class_tokens or {})
         # In a list, so that the teacher is neither trained, nor moved, nor saved with the task.
         self._teacher_model = [] if teacher_model is None else [teacher_model.eval()]
         self.parts = nn.ModuleDict({"student": student})
-        sides = frozenset[str]().union(*(each.term.same_width for each in terms))
+        sides = frozenset[str]().union(*(each.term.same_width for each in terms if not each.guide))
         if teacher is None and any(name.startswith("teacher") for name in self.needs):
             wanting = [t.name for t in terms if any(name.startswith("teacher") for name in t.term.needs)]
             raise ConfigError(f"loss terms {', '.join(wanting)} need a teacher: name one, or remove them")
@@ -63,6 +69,12 @@ class Objective:
                 torch.manual_seed(seed)
                 for side in sorted(sides):
                     self.parts[f"adapter_{side}"] = nn.Linear(student.dim, teacher.dim)
+        # A guide never shares the student's space: each has projectors of its own.
+        for number, name in enumerate(guides_of(terms)):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed + 2 + number)
+                for side in sorted(frozenset[str]().union(*(t.term.same_width for t in terms if t.guide == name))):
+                    self.parts[f"adapter_{side}@{name}"] = nn.Linear(student.dim, self.guides[name].dim)
         if teacher is not None and any(each.term.fuses for each in terms):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed + 1)
@@ -122,7 +134,9 @@ class Objective:
             tensors["student_classes"] = self._student_classes(tensors)
         if "teacher_classes" in self.needs:
             tensors["teacher_classes"] = self._teacher_classes(tensors["teacher_scale"])
-        values = [each.term.call(tensors, each.options) for each in self.terms]
+        for name in self.guides:
+            tensors |= self._guidance(name, tensors)
+        values = [each.term.call(_seen(tensors, each), each.options) for each in self.terms]
         factors, extra = self._balanced(values, features)
         total = torch.zeros((), device=tensors["student_scale"].device)
         weighted, raw = {}, {}
@@ -152,6 +166,20 @@ class Objective:
             "teacher_bias": torch.tensor(teacher.bias, device=like.device),
         }
 
+    def _guidance(self, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What terms of one further teacher read: its facts, and the student's vectors in its width."""
+        facts, like = self.guides[name], tensors["teacher_scale"]
+        out = {
+            f"teacher_scale@{name}": torch.tensor(facts.scale, device=like.device),
+            f"teacher_bias@{name}": torch.tensor(facts.bias, device=like.device),
+        }
+        if facts.classes is not None:
+            out[f"teacher_classes@{name}"] = facts.classes.to(like.device)
+        for side in ("image", "text"):
+            if f"adapter_{side}@{name}" in self.parts:
+                out[f"adapted_{side}@{name}"] = self._adapted(f"{side}@{name}", tensors[f"student_{side}"])
+        return out
+
     def _adapted(self, side: str, value: Tensor) -> Tensor:
         name = f"adapter_{side}"
         return F.normalize(self.parts[name](value), dim=-1) if name in self.parts else value
@@ -166,3 +194,12 @@ class Objective:
         if self.teacher is None or self.teacher.classes is None:
             raise ConfigError("a class-text loss needs the teacher's class vectors: pour the class names (--classes)")
         return self.teacher.classes.to(like.device)
+
+
+def _seen(tensors: dict[str, Tensor], term: WeightedTerm) -> dict[str, Tensor]:
+    """The tensors with one further teacher's in the place of the first's."""
+    if not term.guide:
+        return tensors
+    mark = f"@{term.guide}"
+    theirs = {name.removesuffix(mark): value for name, value in tensors.items() if name.endswith(mark)}
+    return {**tensors, **theirs}

@@ -7,13 +7,14 @@ A recipe's ``loss`` is a weighted sum of these. Adding a term is one function he
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from clipette.errors import ConfigError
-from clipette.losses import contrastive, decoupled, features, gradients, logits, relations
+from clipette.losses import contrastive, decoupled, ensembles, features, gradients, logits, relations
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 Options: TypeAlias = Mapping[str, Any]
@@ -32,7 +33,7 @@ class Term:
     ``student_classes``, ``teacher_classes``, ``labels``. ``same_width``: sides (``image``, ``text``) whose student and
     teacher vectors are compared directly, so that an adapter is put between differing widths. ``fuses``: reads
     ``fused_image`` and ``fused_text``, a learned map of student and teacher vectors side by side. ``options``: what a
-    recipe may set beside the weight, with defaults.
+    recipe may set beside the weight, with defaults. ``joint``: reads all teachers at once, as ``teachers``.
     """
 
     call: Callable[[Tensors, Options], Tensor]
@@ -40,6 +41,7 @@ class Term:
     same_width: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
     fuses: bool = False
+    joint: bool = False
 
 
 def _scales(t: Tensors) -> dict[str, Tensor]:
@@ -129,6 +131,45 @@ def _angle(student: Tensor, teacher: Tensor, *, anchors: float) -> Tensor:
     return relations.rkd_angle(student, teacher, anchors=int(anchors))
 
 
+def _teachers(t: Tensors, text: str) -> list[ensembles.Teacher]:
+    """All teachers' shares of the batch; ``text``: ``text`` (the first caption of each image) or ``classes``."""
+    found = []
+    for mark in ("", *(name.removeprefix("teacher_image") for name in t if name.startswith("teacher_image@"))):
+        image, texts = t[f"teacher_image{mark}"], t[f"teacher_{text}{mark}"]
+        if text == "text":
+            texts = texts[:: len(texts) // len(image)]
+        found.append(ensembles.Teacher(image, texts, t[f"teacher_scale{mark}"], t[f"teacher_bias{mark}"]))
+    return found
+
+
+def _confident(teachers: list[ensembles.Teacher], sharpness: float) -> list[ensembles.Teacher]:
+    """Each teacher weighted, image by image, by exp(-sharpness · the entropy of its distribution)."""
+    if not sharpness:
+        return teachers
+    out = []
+    for each in teachers:
+        logits = each.scale * each.image @ each.text.T + each.bias
+        entropy = torch.distributions.Categorical(logits=logits).entropy()
+        out.append(replace(each, weight=torch.exp(-sharpness * entropy)))
+    return out
+
+
+def _in_batch_ensemble(t: Tensors, o: Options) -> Tensor:
+    text = t["student_text"][:: len(t["student_text"]) // len(t["student_image"])]
+    teachers = _confident(_teachers(t, "text"), o["confidence"])
+    return ensembles.in_batch_ensemble(t["student_image"], text, teachers, student_scale=t["student_scale"])
+
+
+def _class_text_ensemble(t: Tensors, o: Options) -> Tensor:
+    return ensembles.class_text_ensemble(
+        t["student_image"],
+        t["student_classes"],
+        _confident(_teachers(t, "classes"), o["confidence"]),
+        student_scale=t["student_scale"],
+        student_bias=t["student_bias"],
+    )
+
+
 def _labels_ce(t: Tensors, o: Options) -> Tensor:
     known = t["labels"] >= 0
     image = t["student_image"][known]
@@ -196,6 +237,9 @@ TERMS: dict[str, Term] = {
     "class_text_dist": _over_classes(decoupled.class_text_dist, {"beta": 1.0, "gamma": 1.0, "temperature": 1.0}),
     "class_text_standardized_kl": _over_classes(decoupled.class_text_standardized_kl, {"temperature": 2.0}),
     "gradient": Term(_gradient, PAIRS, BOTH),
+    # confidence 0 is MobileCLIP's plain mean of the teachers' probabilities.
+    "in_batch_ensemble": Term(_in_batch_ensemble, PAIRS, options={"confidence": 0.0}, joint=True),
+    "class_text_ensemble": Term(_class_text_ensemble, CLASSES, options={"confidence": 0.0}, joint=True),
     "fused_clip": Term(_fused, PAIRS, fuses=True),
     **{
         f"{side}_{name}": _relation(side, loss, options)
@@ -213,7 +257,10 @@ TERMS: dict[str, Term] = {
 
 @dataclass(frozen=True)
 class WeightedTerm:
-    """A term of a recipe: its name, weight and options."""
+    """A term of a recipe: its name as written there, weight and options.
+
+    ``image_cosine@second`` is the term ``image_cosine`` with the further teacher ``second`` in the place of the first.
+    """
 
     name: str
     weight: float
@@ -221,7 +268,12 @@ class WeightedTerm:
 
     @property
     def term(self) -> Term:
-        return TERMS[self.name]
+        return TERMS[self.name.partition("@")[0]]
+
+    @property
+    def guide(self) -> str:
+        """The further teacher's name; empty for the first."""
+        return self.name.partition("@")[2]
 
 
 def read_terms(loss: Mapping[str, float | Mapping[str, Any]]) -> tuple[WeightedTerm, ...]:
@@ -233,20 +285,23 @@ def read_terms(loss: Mapping[str, float | Mapping[str, Any]]) -> tuple[WeightedT
 
     out = []
     for name, value in loss.items():
-        if name not in TERMS:
-            near = get_close_matches(name, TERMS, 1)
+        base = name.partition("@")[0]
+        if base not in TERMS:
+            near = get_close_matches(base, TERMS, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"known terms: {', '.join(TERMS)}"
-            raise ConfigError(f"loss: unknown term '{name}'; {hint}")
+            raise ConfigError(f"loss: unknown term '{base}'; {hint}")
         options = dict(value) if isinstance(value, Mapping) else {"weight": value}
         weight = _number(name, "weight", options.pop("weight", 1.0))
-        known = TERMS[name].options
+        known = TERMS[base].options
         for option in options:
             if option not in known:
                 raise ConfigError(
                     f"loss.{name}: unknown option '{option}'; it takes weight" + "".join(f", {each}" for each in known)
                 )
-            if options[option] is not None and _number(name, option, options[option]) <= 0:
-                raise ConfigError(f"loss.{name}: {option} {options[option]} must be above 0")
+            given = options[option]
+            # An option whose default is 0 may be 0; temperatures, scales and counts may not.
+            if given is not None and _number(name, option, given) <= 0 and (given < 0 or known[option] != 0):
+                raise ConfigError(f"loss.{name}: {option} {given} must be above 0")
         if weight < 0:
             raise ConfigError(f"loss.{name}: weight {weight} is negative")
         if weight > 0:
@@ -262,6 +317,15 @@ def _number(term: str, option: str, value: object) -> float:
     return float(value)
 
 
-def needs_of(terms: tuple[WeightedTerm, ...]) -> frozenset[str]:
-    """All tensors that the terms read."""
-    return frozenset().union(*(each.term.needs for each in terms))
+def needs_of(terms: tuple[WeightedTerm, ...], guide: str = "") -> frozenset[str]:
+    """All tensors that the terms read: the student's, the data's, and those of one teacher (the first, by default)."""
+    found: set[str] = set()
+    for each in terms:
+        meant = each.guide == guide or each.term.joint
+        found |= {name for name in each.term.needs if meant or not (name.startswith("teacher_") or guide)}
+    return frozenset(found)
+
+
+def guides_of(terms: tuple[WeightedTerm, ...]) -> tuple[str, ...]:
+    """The further teachers that the terms name, in order."""
+    return tuple(dict.fromkeys(each.guide for each in terms if each.guide))

@@ -12,6 +12,7 @@ from clipette.evaluate.zero_shot import class_vectors
 from clipette.models.core import DualEncoder
 from clipette.models.stored import StoredEncoder
 from clipette.train.job import Job
+from clipette.types import Encoder
 
 
 def class_names(job: Job) -> tuple[str, ...]:
@@ -52,6 +53,12 @@ def class_side(job: Job, student: DualEncoder) -> tuple[tuple[str, ...], Tensor,
         prompts = [prompts[0] for prompts in class_prompts(names, job.recipe.classes.templates)]
         tokens = {name: torch.from_numpy(v) for name, v in student.text_tower().tokenizer(prompts).items()}
     return names, vectors, tokens
+
+
+def guide_classes(job: Job, guide: Encoder) -> Tensor:
+    """[C, Dk] a further teacher's own vectors of the run's classes."""
+    values = class_vectors(guide, class_names(job), job.recipe.classes.templates)
+    return torch.from_numpy(np.ascontiguousarray(values))
 
 
 def carried_texts(job: Job, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,10 +11,11 @@ import torch
 from clipette.data.images import DecodeSettings
 from clipette.errors import ConfigError, StoreError
 from clipette.models.core import DualEncoder
-from clipette.tasks.feed import CaptionIndex, Feed, FeedPlan, Outputs
+from clipette.tasks.feed import CaptionIndex, Feed, FeedPlan, Guide, Outputs
 from clipette.tasks.objective import Objective
 from clipette.tasks.outputs import EncodedOutputs, StoredOutputs
 from clipette.tasks.sampling import BalancedOrder, NeighbourOrder, Order
+from clipette.tasks.terms import needs_of
 from clipette.train.frozen import cache_folder, image_trunk_features, text_trunk_features, trunk_is_frozen
 from clipette.train.job import Job, live_teacher, shares_text
 from clipette.train.ranks import rank, world_size
@@ -80,14 +81,44 @@ def build_feed(job: Job, student: DualEncoder, task: Objective, device: torch.de
             stored=stored,
         )
         plan = replace(plan, image_trunk=trunk)
+    guides = _guides(job, task, outputs)
     return Feed(
         samples,
         plan,
         outputs,
         order=_order(job, outputs if plan.teacher_images else None),
+        guides=guides,
         rank=rank(),
         world=world_size(),
     )
+
+
+def _guides(job: Job, task: Objective, outputs: Outputs | None) -> dict[str, Guide]:
+    """What the further teachers bring. Raises ``StoreError`` where they poured other views than the first teacher."""
+    if job.also and job.online:
+        raise ConfigError("--teacher-online runs one teacher in the loop: pour the further ones (also), or remove them")
+    captions = CaptionIndex(job.data.samples).texts
+    out = {}
+    for name, each in job.also.items():
+        needs = needs_of(task.terms, name)
+        images, texts = "teacher_image" in needs, "teacher_text" in needs
+        if not images and not texts:
+            continue
+        theirs: Outputs
+        if each.store is not None:
+            wanted = captions if texts else ()
+            theirs = StoredOutputs(each.store, job.data.samples, wanted, seed=job.recipe.seed, images=images)
+        else:
+            theirs = EncodedOutputs(each.teacher, job.data.samples, captions if texts else ())
+        if images and outputs is not None:
+            for position, sample in enumerate(job.data.samples):
+                if theirs.views_of(position) != outputs.views_of(position):
+                    raise StoreError(
+                        f"the teacher '{name}' poured other views of '{sample.key}' than the first: pour both with the "
+                        "same --views, --view-policy and --seed"
+                    )
+        out[name] = Guide(theirs, images, texts)
+    return out
 
 
 def _order(job: Job, outputs: Outputs | None) -> Order | None:

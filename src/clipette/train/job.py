@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipette.data.dataset import Dataset
@@ -17,11 +18,20 @@ from clipette.types import Encoder
 
 
 @dataclass(frozen=True)
+class Companion:
+    """A further teacher of a run: itself, and what it poured of the same views."""
+
+    teacher: Encoder
+    store: Store | None = None
+
+
+@dataclass(frozen=True)
 class Job:
     """All that a run needs, resolved.
 
     ``teacher``: the live teacher where there is one (its text tower may be shared, its forward run online), or stored
-    embeddings; ``store``: what it poured. ``base``: the folder that the recipe's relative paths start from.
+    embeddings; ``store``: what it poured. ``also``: further teachers by the names that the losses use. ``base``: the
+    folder that the recipe's relative paths start from.
     """
 
     recipe: Recipe
@@ -31,6 +41,7 @@ class Job:
     teacher: Encoder | None = None
     store: Store | None = None
     online: bool = False
+    also: Mapping[str, Companion] = field(default_factory=dict)
     base: Path = Path()
     device: str | None = None
     progress: bool = True
@@ -52,6 +63,7 @@ def identity_of(job: Job) -> str:
             "online": job.online,
             "ranks": world_size(),
             **dev,
+            **{f"also {name}": each.teacher.space for name, each in job.also.items()},
         }
     )
 

@@ -82,9 +82,10 @@ class Recipe(StrictModel):
     """A whole experiment.
 
     ``loss``: terms of ``tasks/terms.py`` with weights; ``balance``: a rule that multiplies them (``gradient``: equal
-    pull at the student's vectors; ``uncertainty``: learned). ``init``: a run directory whose weights the student starts
-    from. ``inherit``: take a larger teacher's weights, cut to the student's size. ``captions_per_image``: how many
-    captions of an image are in one batch. ``trunk_views``: views kept of each image where its trunk is frozen.
+    pull at the student's vectors; ``uncertainty``: learned). ``also``: further teachers by name, each read by terms
+    such as ``image_cosine@name``, or by the ensembles. ``init``: a run directory whose weights the student starts from.
+    ``inherit``: take a larger teacher's weights, cut to the student's size. ``captions_per_image``: how many captions
+    of an image are in one batch. ``trunk_views``: views kept of each image where its trunk is frozen.
     ``freeze_scale``: keep ``logit_scale`` (and bias) as it starts. ``figure``: the dev value that is watched
     (``mean_recall`` with captions, ``top1`` with classes).
     """
@@ -96,6 +97,7 @@ class Recipe(StrictModel):
     loss: dict[str, float | dict[str, Any]]
     balance: Balance = "none"
     teacher: str | None = None
+    also: dict[str, str] = Field(default_factory=dict)
     data: str | None = None
     dev: str | None = None
     views: ViewSettings = ViewSettings()

@@ -20,7 +20,7 @@ from clipette.models.saved import save_model
 from clipette.tasks.feed import Feed
 from clipette.tasks.objective import Objective, TeacherFacts
 from clipette.tasks.terms import needs_of, read_terms
-from clipette.train.classes import carried_texts, class_names, class_side
+from clipette.train.classes import carried_texts, class_names, class_side, guide_classes
 from clipette.train.dev import DevMeter
 from clipette.train.feeding import build_feed
 from clipette.train.job import Job, identity_of, live_teacher
@@ -109,10 +109,16 @@ def _objective(job: Job, student: DualEncoder) -> tuple[Objective, tuple[tuple[s
             "class_text_ce reads the data's labels, which number the data's own classes: remove classes.names, "
             "classes.file and classes.source"
         )
+    guides = {}
+    for name, each in job.also.items():
+        reads = "teacher_classes" in needs_of(terms, name)
+        theirs = guide_classes(job, each.teacher) if reads else None
+        guides[name] = TeacherFacts(each.teacher.dim, each.teacher.logit_scale, each.teacher.logit_bias, theirs)
     task = Objective(
         student,
         terms,
         teacher=facts,
+        guides=guides,
         class_tokens=tokens,
         teacher_model=live_teacher(job.teacher) if job.online else None,
         balance=job.recipe.balance,
