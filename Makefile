@@ -6,6 +6,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 VENV ?= .venv
 OUT ?=
 SEEDS ?= 0,1,2
+FIVE_SEEDS := 0,1,2,3,4
 # Test processes: one a core of the smallest machine; 0 is one, in the foreground.
 WORKERS ?= 2
 PY := $(VENV)/bin/python
@@ -13,7 +14,7 @@ STAMP := $(VENV)/.clipette-installed
 # `--out` only where OUT is given: each script has a default of its own.
 OUT_OPTION = $(if $(OUT),--out $(OUT),)
 
-.PHONY: install demo test check bench-flickr8k bench-pour bench-crash bench-npz clean
+.PHONY: install demo test check bench-flickr8k bench-pour bench-crash bench-npz bench-methods clean
 
 install: $(STAMP)
 
@@ -44,6 +45,9 @@ bench-pour: install
 
 bench-crash: install
 	$(PY) benchmarks/crash.py $(OUT_OPTION)
+
+bench-methods: install
+	$(PY) benchmarks/methods.py --seeds $(if $(filter file,$(origin SEEDS)),$(FIVE_SEEDS),$(SEEDS)) $(if $(METHODS),--methods $(METHODS),) $(OUT_OPTION)
 
 bench-npz: install
 	$(PY) benchmarks/npz_teacher.py $(OUT_OPTION)
