@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +30,8 @@ from clipette.train.job import Companion, Job, shares_text
 from clipette.train.recipe import Recipe
 from clipette.train.run import run_job
 from clipette.types import Encoder, Failure
+
+log = logging.getLogger(__name__)
 
 
 def pour(
@@ -71,7 +74,11 @@ def pour(
             **policy,
         }
     )
-    return pour_into(encoder, sets, out, plan, seed=seed, texts=texts).path
+    store = pour_into(encoder, sets, out, plan, seed=seed, texts=texts).path
+    lost = len(open_store(store).failures) + sum(len(each.failures) for each in sets)
+    if lost:
+        log.warning("%d samples were left out: `clipette store %s` names them and says why", lost, store)
+    return store
 
 
 def read_recipe(recipe: str | Path | None, overrides: Sequence[str] = (), *, default: str) -> tuple[Recipe, Path]:

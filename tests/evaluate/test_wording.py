@@ -6,6 +6,7 @@ import torch
 from tests.train import tiny
 
 from clipette.data.prompts import class_prompts
+from clipette.evaluate.suite import SuiteSettings, evaluate
 from clipette.evaluate.wording import fitting_templates, known_texts
 from clipette.models.inference import TorchEncoder
 from clipette.models.rebuild import table_text_tower
@@ -31,3 +32,11 @@ def test_a_text_tower_takes_all_templates_and_a_table_its_own_wording() -> None:
     both = [with_table("plain", names), with_table("style", names)]
     assert fitting_templates(both, names) == "single"
     assert fitting_templates([with_table("plain", names)], [*names, "emu"]) == "single"
+
+
+def test_captions_that_a_table_does_not_hold_are_no_error_where_there_are_classes() -> None:
+    data = tiny.dataset(12)
+    student = with_table("single", list(data.class_names))
+    found = evaluate(student, {"tiny": data}, settings=SuiteSettings(templates="single"))
+    assert found.zero_shot["tiny"].top1.value >= 0
+    assert found.retrieval == {}

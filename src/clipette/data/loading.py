@@ -126,5 +126,5 @@ class FailureLimit:
         shown = "\n".join(f"  {failure.key}: {failure.reason}" for failure in failures[:3])
         raise DataError(
             f"{len(failures)} of {seen} {what} failed, more than the allowed share of {self.max_share:g}:\n{shown}\n"
-            "mend the data, or raise max_share if the loss is meant"
+            "mend the data, or allow more failures (--max-failures, train.max_failures) if the loss is meant"
         )

@@ -63,7 +63,7 @@ def answer(encoder: Encoder, image: bytes | Image, question: str, answers: Seque
 
 def chart(image: bytes | Image, result: Classified, *, shown: int = 10) -> bytes:
     """A PNG: the picture, and bars of the best ``shown`` labels beside it."""
-    opened = image if isinstance(image, Image) else decode_image(image, location="<bytes>")
+    opened = image if isinstance(image, Image) else decode_image(image, location="the picture")
     title = result.question or ""
     return picture_bars(opened, result.labels[:shown], result.probabilities[:shown], title=title, note=result.model)
 

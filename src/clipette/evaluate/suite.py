@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,8 +24,11 @@ from clipette.evaluate.retention import retention
 from clipette.evaluate.retrieval import retrieval
 from clipette.evaluate.robustness import Measure, robustness
 from clipette.evaluate.shift import domain_shift
+from clipette.evaluate.wording import known_texts
 from clipette.evaluate.zero_shot import Templates, labelled, zero_shot
 from clipette.types import Encoder
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,9 @@ def _measure(
     for name, data in named.items():
         has_classes = bool(data.class_names) and bool(labelled(data.samples, data.class_names)[0])
         has_captions = any(sample.captions for sample in data.samples)
+        if has_classes and has_captions and not _knows_captions(texts or encoder.encoder, data):
+            log.warning("%s: no retrieval, %s has stored class texts only and cannot read captions", name, encoder.name)
+            has_captions = False
         if not has_classes and not has_captions:
             raise DataError(f"{data.reference}: neither classes nor captions: nothing to measure against")
         if has_classes:
@@ -134,6 +141,12 @@ def _measure(
         settings=_described(settings),
         seconds=time.perf_counter() - start,
     )
+
+
+def _knows_captions(encoder: Encoder, data: Dataset) -> bool:
+    """Whether captions can be encoded: a student may carry nothing but its teacher's class texts."""
+    known = known_texts(encoder)
+    return known is None or all(caption in known for sample in data.samples for caption in sample.captions)
 
 
 def _classify(encoder: CachedEncoder, texts: Encoder | None, data: Dataset, settings: SuiteSettings) -> ZeroShotResult:
