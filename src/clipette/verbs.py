@@ -74,11 +74,11 @@ def pour(
             **policy,
         }
     )
-    store = pour_into(encoder, sets, out, plan, seed=seed, texts=texts).path
-    lost = len(open_store(store).failures) + sum(len(each.failures) for each in sets)
+    report = pour_into(encoder, sets, out, plan, seed=seed, texts=texts)
+    lost = len(report.failures) + sum(len(each.failures) for each in sets)
     if lost:
-        log.warning("%d samples were left out: `clipette store %s` names them and says why", lost, store)
-    return store
+        log.warning("%d samples were left out: `clipette store %s` names them and says why", lost, report.path)
+    return report.path
 
 
 def read_recipe(recipe: str | Path | None, overrides: Sequence[str] = (), *, default: str) -> tuple[Recipe, Path]:

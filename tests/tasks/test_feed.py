@@ -15,6 +15,7 @@ from tests.tasks.tiny import Letters, tiny_teacher
 from tests.train import tiny
 
 from clipette.data.images import decode_image
+from clipette.data.order import epoch_order
 from clipette.data.preprocess import Preprocess
 from clipette.data.views import ViewPolicy, draw_view
 from clipette.errors import ConfigError, DataError, StoreError
@@ -68,6 +69,7 @@ def test_an_epoch_reads_every_sample_once_and_epochs_differ() -> None:
     with feeding(tiny.dataset(32).samples, plan()) as feed:
         assert feed.steps_per_epoch == 4
         epochs = [torch.cat([feed.batch(4 * e + s).targets["ids"] for s in range(4)]).tolist() for e in range(2)]
+    assert epochs == [epoch_order(32, 4, e).tolist() for e in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(32))
     assert epochs[0] != epochs[1]
 

@@ -5,16 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clipette.data.order import epoch_order
 from clipette.errors import ConfigError
-from clipette.tasks.sampling import BalancedOrder, NeighbourOrder, PlainOrder, nearest
+from clipette.tasks.sampling import BalancedOrder, NeighbourOrder, nearest
 from clipette.types import Floats
 
 LONG_TAIL = [0] * 80 + [1] * 15 + [2] * 5
-
-
-def test_the_plain_order_is_the_epochs() -> None:
-    assert np.array_equal(PlainOrder(20, 3)(4), epoch_order(20, 3, 4))
 
 
 @pytest.mark.parametrize(("power", "shares"), [(0.0, (80, 15, 5)), (1.0, (100 / 3,) * 3), (0.5, None)])

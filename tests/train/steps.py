@@ -35,7 +35,6 @@ def make_task(*, dropout: float = 0.0) -> Objective:
 class Outputs:
     """Fixed random vectors: what a store would say."""
 
-    has_views = False
     has_texts = True
 
     def __init__(self) -> None:

@@ -1,1 +1,1 @@
-"""Learned tokens inside frozen towers: where they enter (``anatomy``), images (``inject``), texts (``text``)."""
+"""Learned tokens inside frozen towers, by method. Where they enter: ``models/anatomy.py``, ``models/inject.py``."""

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
@@ -61,10 +61,10 @@ def write_worlds(
             split.clear()
         jobs = [job for split in stale for job in split.jobs]
         written = _in_parallel(_write_shard, jobs, min(len(jobs), workers or _usable_cores()))
-        sizes = iter(track(written, total=len(jobs), description="drawing the sample world", unit="tars"))
-        # The sizes come in the order of the jobs: each split takes its own.
-        for split, found in [(split, [next(sizes) for _ in split.jobs]) for split in stale]:
-            split.finish(found)
+        bar = track(written, total=len(jobs), description="drawing the sample world", unit="tars")
+        sizes = dict(zip((path.name for _, path, _ in jobs), bar, strict=True))
+        for split in stale:
+            split.finish(sizes)
     except OSError as error:
         raise DataError(
             f"{folder}: the sample world cannot be written ({error}); free space there, or name another folder"
@@ -96,9 +96,9 @@ class _Split:
         for stale in set(old) - {path.name for path in self.paths}:
             (self.folder / Path(stale).name).unlink(missing_ok=True)
 
-    def finish(self, sizes: Sequence[int]) -> None:
-        """Record the tars: from now on the split is whole."""
-        table = {path.name: size for path, size in zip(self.paths, sizes, strict=True)}
+    def finish(self, sizes: Mapping[str, int]) -> None:
+        """Record the tars, of ``sizes`` by name: from now on the split is whole."""
+        table = {path.name: sizes[path.name] for path in self.paths}
         write_json(self.manifest, {"identity": self.identity, "spec": self.spec.to_dict(), "sizes": table})
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from clipette.errors import ConfigError
 from clipette.models.core import ImageTower, TextTower
 from clipette.models.open_clip_models import OpenClipText
-from clipette.models.text import HFTextTrunk, SmallTextTrunk
+from clipette.models.text import HFTextTrunk, SmallTextTrunk, encode_until_end, text_end
 from clipette.models.transformers_models import PooledImage, PooledText
 
 
@@ -154,27 +154,13 @@ def _text_places(trunk: Any) -> TextPlaces:
 
 
 def _open_clip_text(transformer: Any) -> TextPlaces:
-    pools: dict[str, Callable[[Tensor], Tensor]] = {
-        "argmax": lambda ids: ids.argmax(dim=1),
-        "eos": lambda ids: (ids == transformer.eos_id).int().argmax(dim=1),
-    }
-    # A class token (CoCa's) stands behind the text and is pooled whatever pool_type says.
-    pooled_at = pools.get(transformer.pool_type) if transformer.cls_emb is None else None
-    causal = transformer.attn_mask is not None and not transformer.use_pad_mask
-
-    def run(tokens: Mapping[str, Tensor], length: int) -> Tensor:
-        ids = tokens["input_ids"]
-        out: Tensor
-        if pooled_at is None or not causal:
-            out = transformer(ids)
-        else:  # as models/text.py's encode_until_end, which would also change the order of the rows
-            mask = transformer.attn_mask[:length, :length]
-            out = torch.func.functional_call(transformer, {"attn_mask": mask}, (ids[:, :length],))
-        return out
-
     stack = transformer.transformer
     return TextPlaces(
-        transformer.token_embedding, tuple(stack.resblocks), run, pooled_at, recomputed=stack.grad_checkpointing
+        transformer.token_embedding,
+        tuple(stack.resblocks),
+        lambda tokens, length: encode_until_end(transformer, tokens["input_ids"], length=length),
+        text_end(transformer),
+        recomputed=stack.grad_checkpointing,
     )
 
 

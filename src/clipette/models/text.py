@@ -94,26 +94,35 @@ def encoder_config_bytes(encoder: Any) -> bytes:
     return json.dumps(values, sort_keys=True, default=str).encode()
 
 
-def encode_until_end(transformer: TextTransformer, ids: Tensor) -> Tensor:
+def text_end(transformer: TextTransformer) -> Callable[[Tensor], Tensor] | None:
+    """ids [B, L] → the place [B] whose state becomes the vector; None where the ids do not decide it."""
+    pools: dict[str, Callable[[Tensor], Tensor]] = {
+        "argmax": lambda ids: ids.argmax(dim=1),
+        "eos": lambda ids: (ids == transformer.eos_id).int().argmax(dim=1),
+    }
+    # A class token (CoCa's) stands behind the text and is pooled whatever pool_type says.
+    return pools.get(transformer.pool_type) if transformer.cls_emb is None else None
+
+
+def encode_until_end(transformer: TextTransformer, ids: Tensor, *, length: int | None = None) -> Tensor:
     """``transformer(ids)`` without the columns behind the texts' ends: [B, L] → [B, width].
 
     Under a causal mask what stands behind a text's end cannot change its vector, and captions of ten words in a context
-    of 77 spend most of their time there. Texts of like length go together. Towers that are not causal, or pool
-    elsewhere, see all columns.
+    of 77 spend most of their time there. Texts of like length go together; with ``length`` all stay in their order,
+    and no text is longer. Towers that are not causal, or pool elsewhere, see all columns.
     """
-    pools = {"argmax": lambda: ids.argmax(dim=1), "eos": lambda: (ids == transformer.eos_id).int().argmax(dim=1)}
-    causal = transformer.attn_mask is not None and transformer.cls_emb is None and not transformer.use_pad_mask
+    ends = text_end(transformer)
     out: Tensor
-    if not causal or transformer.pool_type not in pools:
+    if ends is None or transformer.attn_mask is None or transformer.use_pad_mask:
         out = transformer(ids)
         return out
 
-    def encode(rows: Tensor, length: int) -> Tensor:
+    def encode(rows: Tensor | slice, length: int) -> Tensor:
         mask = transformer.attn_mask[:length, :length]
         part: Tensor = torch.func.functional_call(transformer, {"attn_mask": mask}, (ids[rows, :length],))
         return part
 
-    return encode_by_length(encode, pools[transformer.pool_type]() + 1)
+    return encode(slice(None), length) if length is not None else encode_by_length(encode, ends(ids) + 1)
 
 
 class SmallTextTrunk(nn.Module):

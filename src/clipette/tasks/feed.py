@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -14,21 +15,18 @@ from torch import Tensor
 
 from clipette.data.images import DecodeSettings
 from clipette.data.loading import FailureLimit, load_image, map_ordered
-from clipette.data.order import stable_hash
+from clipette.data.order import epoch_order, stable_hash
 from clipette.data.preprocess import Preprocess
 from clipette.data.views import ViewPolicy, draw_view
 from clipette.errors import ConfigError
 from clipette.tasks.batch import Batch
 from clipette.tasks.outputs import Draw
-from clipette.tasks.sampling import Order, PlainOrder
+from clipette.tasks.sampling import Order
 from clipette.types import Failure, Floats, Ints, Sample, Tokenizer, View
 
 
 class Outputs(Protocol):
     """A teacher's stored outputs, by position among the training samples and captions."""
-
-    @property
-    def has_views(self) -> bool: ...
 
     @property
     def has_texts(self) -> bool: ...
@@ -156,7 +154,8 @@ class Feed:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if plan.texts or plan.teacher_texts:
+        self._reads_captions = plan.texts or plan.teacher_texts or any(each.texts for each in (guides or {}).values())
+        if self._reads_captions:
             bare = next((s for s in samples if not s.captions), None)
             if bare is not None:
                 raise ConfigError(f"sample '{bare.key}' has no caption, which the losses read: use image-only losses")
@@ -170,7 +169,7 @@ class Feed:
         self.guides = dict(guides or {})
         self.captions = CaptionIndex(samples)
         self.steps_per_epoch = len(samples) // plan.batch_size
-        self._epoch = order or PlainOrder(len(samples), plan.seed)
+        self._epoch = order or partial(epoch_order, len(samples), plan.seed)
         self._share = slice(rank * plan.batch_size // world, (rank + 1) * plan.batch_size // world)
         self._order: tuple[int, Ints] = (-1, np.zeros(0, np.int64))
         self.cache = ImageCache(samples, settings=plan.settings, want=plan.preprocess.size, budget_mb=plan.cache_mb)
@@ -217,17 +216,19 @@ class Feed:
         if not self.plan.images:
             pass
         elif self.plan.image_trunk is not None:
-            views = self.plan.image_trunk.shape[1]
-            chosen = np.array([self._hash("trunk view", epoch, p) % views for p in positions], dtype=np.int64)
+            draw = None
             if self.outputs is not None and self.plan.teacher_images:
                 draw = self.outputs.draw(positions, epoch)
                 targets["teacher_image"] = torch.from_numpy(draw.vectors)
-                # The trunk's rows of stored views stand in the store's order.
-                chosen = chosen if self.plan.own_views else draw.chosen
+            if draw is None or self.plan.own_views:
+                views = self.plan.image_trunk.shape[1]
+                chosen = np.array([self._hash("trunk view", epoch, p) % views for p in positions], dtype=np.int64)
+            else:
+                chosen = draw.chosen  # the trunk's rows of stored views stand in the store's order
             inputs["image_trunk"] = self.plan.image_trunk[torch.from_numpy(positions), torch.from_numpy(chosen)]
         else:
             positions = self._read_pixels(positions, epoch, inputs, targets)
-        if self.plan.texts or self.plan.teacher_texts or any(guide.texts for guide in self.guides.values()):
+        if self._reads_captions:
             self._read_texts(positions, epoch, inputs, targets, tokens, teacher_tokens)
             targets["text_ids"] = torch.from_numpy(positions).repeat_interleave(self.plan.captions_per_image)
         for name, guide in self.guides.items():

@@ -80,7 +80,6 @@ class Objective:
                 torch.manual_seed(seed + 1)
                 for side in ("image", "text"):
                     self.parts[f"fusion_{side}"] = nn.Linear(student.dim + teacher.dim, student.dim)
-
         if balance != "none":
             self.parts["balance"] = BALANCES[balance](len(terms))
 

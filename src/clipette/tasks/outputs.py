@@ -56,11 +56,6 @@ class StoredOutputs:
         return {name: np.asarray(column) for name, column in self._views.columns.items() if name != "content"}
 
     @property
-    def has_views(self) -> bool:
-        """Whether the vectors are those of augmented views."""
-        return self._views is not None
-
-    @property
     def has_texts(self) -> bool:
         """Whether every caption has a stored vector."""
         return self._text_rows is not None
@@ -118,10 +113,6 @@ class EncodedOutputs:
         self.dim = teacher.dim
         self._images = encoded.vectors
         self._texts = teacher.encode_texts(captions) if captions and teacher.can_encode_text else None
-
-    @property
-    def has_views(self) -> bool:
-        return False
 
     @property
     def has_texts(self) -> bool:

@@ -1,9 +1,8 @@
-"""Which samples a batch brings together: every one once an epoch, rare classes more often, or hard negatives."""
+"""Which samples a batch brings together, where it is not every one once an epoch: rare classes, hard negatives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,17 +12,6 @@ from clipette.types import Floats, Ints
 
 # (epoch) → positions [n], of which each batch takes the next ones.
 Order = Callable[[int], Ints]
-
-
-@dataclass(frozen=True)
-class PlainOrder:
-    """Every sample once an epoch, in an order drawn by a hash."""
-
-    count: int
-    seed: int
-
-    def __call__(self, epoch: int) -> Ints:
-        return epoch_order(self.count, self.seed, epoch)
 
 
 class BalancedOrder:

@@ -87,14 +87,17 @@ def _interactive(t: Tensors, o: Options) -> Tensor:
     )
 
 
+def _first(texts: Tensor, images: Tensor) -> Tensor:
+    """One caption for each image: the first of several, which stand side by side."""
+    return texts[:: len(texts) // len(images)]
+
+
 def _gradient(t: Tensors, o: Options) -> Tensor:
-    # InfoNCE over pairs: of several captions an image, which stand side by side, the first.
-    each = len(t["teacher_text"]) // len(t["teacher_image"])
     return gradients.gradient_distillation(
         t["adapted_image"],
-        t["adapted_text"][::each],
+        _first(t["adapted_text"], t["adapted_image"]),
         t["teacher_image"],
-        t["teacher_text"][::each],
+        _first(t["teacher_text"], t["teacher_image"]),
         student_scale=t["student_scale"],
         teacher_scale=t["teacher_scale"],
     )
@@ -137,7 +140,7 @@ def _teachers(t: Tensors, text: str) -> list[ensembles.Teacher]:
     for mark in ("", *(name.removeprefix("teacher_image") for name in t if name.startswith("teacher_image@"))):
         image, texts = t[f"teacher_image{mark}"], t[f"teacher_{text}{mark}"]
         if text == "text":
-            texts = texts[:: len(texts) // len(image)]
+            texts = _first(texts, image)
         found.append(ensembles.Teacher(image, texts, t[f"teacher_scale{mark}"], t[f"teacher_bias{mark}"]))
     return found
 
@@ -155,7 +158,7 @@ def _confident(teachers: list[ensembles.Teacher], sharpness: float) -> list[ense
 
 
 def _in_batch_ensemble(t: Tensors, o: Options) -> Tensor:
-    text = t["student_text"][:: len(t["student_text"]) // len(t["student_image"])]
+    text = _first(t["student_text"], t["student_image"])
     teachers = _confident(_teachers(t, "text"), o["confidence"])
     return ensembles.in_batch_ensemble(t["student_image"], text, teachers, student_scale=t["student_scale"])
 
@@ -224,11 +227,7 @@ TERMS: dict[str, Term] = {
         PAIRS,
         options={"scale": 50.0},
     ),
-    "class_text_kl": Term(
-        lambda t, o: logits.class_text_kl(*_classes(t), **_scales(t), temperature=o["temperature"], top_k=o["top_k"]),
-        CLASSES,
-        options={"temperature": 1.0, "top_k": None},
-    ),
+    "class_text_kl": _over_classes(logits.class_text_kl, {"temperature": 1.0, "top_k": None}),
     "class_text_bce": Term(
         lambda t, o: logits.class_text_bce(*_classes(t), **_scales(t), subtract_entropy=True), CLASSES
     ),
