@@ -336,6 +336,8 @@ def test_two_teachers_of_different_width_teach_at_once(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="no further teacher is called 'third'"):
         run_job(job(tmp_path / "x", loss={"image_cosine@third": 1}, **base, also=also))
+    with pytest.raises(ConfigError, match="make 'second' the first teacher"):
+        run_job(job(tmp_path / "z", loss={"clip": 1, "image_cosine@second": 1}, **base, also=also))
     other = {"second": Companion(second, poured(second, tmp_path / "c", seed=99))}
     with pytest.raises(StoreError, match="the teacher 'second' poured other views"):
         run_job(job(tmp_path / "y", loss={"image_cosine": 1, "image_cosine@second": 1}, **base, also=other))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clipette.data.images import DecodeSettings
 from clipette.errors import ConfigError, StoreError
@@ -19,6 +20,7 @@ from clipette.tasks.terms import needs_of
 from clipette.train.frozen import cache_folder, image_trunk_features, text_trunk_features, trunk_is_frozen
 from clipette.train.job import Job, live_teacher, shares_text
 from clipette.train.ranks import rank, world_size
+from clipette.types import View
 
 
 def build_feed(job: Job, student: DualEncoder, task: Objective, device: torch.device) -> Feed:
@@ -37,7 +39,6 @@ def build_feed(job: Job, student: DualEncoder, task: Objective, device: torch.de
             outputs = EncodedOutputs(job.teacher, samples, captions if "teacher_text" in needs else ())
     if "teacher_text" in needs and outputs is not None and not outputs.has_texts:
         raise StoreError("the losses read captions, but the store has none: pour them, or use image-only losses")
-    settings = DecodeSettings(scaled=recipe.scaled_decode)
     plan = FeedPlan(
         batch_size=recipe.train.batch_size,
         seed=recipe.seed,
@@ -52,9 +53,10 @@ def build_feed(job: Job, student: DualEncoder, task: Objective, device: torch.de
         teacher_images="teacher_image" in needs,
         threads=recipe.train.loader_threads,
         cache_mb=recipe.train.cache_mb,
-        settings=settings,
+        settings=DecodeSettings(scaled=recipe.scaled_decode),
         max_failures=recipe.train.max_failures,
     )
+    guides = _guides(plan, job, task, captions, outputs)
     if "student_text" in needs:
         plan = _with_texts(plan, job, student, captions, outputs, device)
     model = live_teacher(job.teacher)
@@ -64,24 +66,8 @@ def build_feed(job: Job, student: DualEncoder, task: Objective, device: torch.de
         plan = replace(plan, teacher_preprocess=model.image_tower().preprocess)
         if "teacher_text" in needs:
             plan = replace(plan, teacher_tokenizer=model.text_tower().tokenizer)
-    still = plan.images and trunk_is_frozen(student.image_tower())
-    if still and not job.online:
-        stored = None
-        if outputs is not None and plan.teacher_images and not plan.own_views:
-            stored = [outputs.views_of(position) for position in range(len(samples))]
-        trunk = image_trunk_features(
-            student.image_tower(),
-            samples,
-            policy=recipe.views.policy(),
-            views=recipe.trunk_views if stored is None else len(stored[0]),
-            seed=recipe.seed,
-            folder=cache_folder(),
-            device=device,
-            settings=settings,
-            stored=stored,
-        )
-        plan = replace(plan, image_trunk=trunk)
-    guides = _guides(job, task, outputs)
+    elif plan.images and trunk_is_frozen(student.image_tower()):
+        plan = replace(plan, image_trunk=_image_trunk(plan, job, student, outputs, device))
     return Feed(
         samples,
         plan,
@@ -93,26 +79,53 @@ def build_feed(job: Job, student: DualEncoder, task: Objective, device: torch.de
     )
 
 
-def _guides(job: Job, task: Objective, outputs: Outputs | None) -> dict[str, Guide]:
-    """What the further teachers bring. Raises ``StoreError`` where they poured other views than the first teacher."""
+def _image_trunk(
+    plan: FeedPlan, job: Job, student: DualEncoder, outputs: Outputs | None, device: torch.device
+) -> Tensor:
+    """[n, views, W] what the frozen trunk says of the stored views, or of the student's own."""
+    samples = job.data.samples
+    stored = None
+    if outputs is not None and plan.teacher_images and not plan.own_views:
+        stored = [outputs.views_of(position) for position in range(len(samples))]
+    return image_trunk_features(
+        student.image_tower(),
+        samples,
+        policy=plan.policy,
+        views=job.recipe.trunk_views if stored is None else len(stored[0]),
+        seed=plan.seed,
+        folder=cache_folder(),
+        device=device,
+        settings=plan.settings,
+        stored=stored,
+    )
+
+
+def _guides(
+    plan: FeedPlan, job: Job, task: Objective, captions: Sequence[str], outputs: Outputs | None
+) -> dict[str, Guide]:
+    """What the further teachers bring. Raises ``StoreError`` where they poured other views than the student sees."""
     if job.also and job.online:
         raise ConfigError("--teacher-online runs one teacher in the loop: pour the further ones (also), or remove them")
-    captions = CaptionIndex(job.data.samples).texts
     out = {}
     for name, each in job.also.items():
         needs = needs_of(task.terms, name)
         images, texts = "teacher_image" in needs, "teacher_text" in needs
         if not images and not texts:
             continue
+        if images and not plan.teacher_images and plan.policy is not None and not plan.own_views:
+            raise ConfigError(
+                f"the losses read the images of '{name}' and none of the first teacher's, whose stored views the "
+                f"student sees: make '{name}' the first teacher"
+            )
         theirs: Outputs
         if each.store is not None:
             wanted = captions if texts else ()
             theirs = StoredOutputs(each.store, job.data.samples, wanted, seed=job.recipe.seed, images=images)
         else:
             theirs = EncodedOutputs(each.teacher, job.data.samples, captions if texts else ())
-        if images and outputs is not None:
+        if images:
             for position, sample in enumerate(job.data.samples):
-                if theirs.views_of(position) != outputs.views_of(position):
+                if theirs.views_of(position) != (outputs.views_of(position) if outputs is not None else [View()]):
                     raise StoreError(
                         f"the teacher '{name}' poured other views of '{sample.key}' than the first: pour both with the "
                         "same --views, --view-policy and --seed"
