@@ -22,6 +22,7 @@ from clipette.models.stored import open_stored
 from clipette.resolve import resolve
 from clipette.store import Store, open_store
 from clipette.tasks.pour import PourPlan, pour
+from clipette.train.classes import class_side, guide_classes
 from clipette.train.job import Companion, Job
 from clipette.train.log import read_metrics
 from clipette.train.run import run_job
@@ -165,6 +166,17 @@ def test_a_teacher_that_is_only_a_file_teaches_an_image_student(tmp_path: Path, 
     assert float(saved.model.scale.detach()) == pytest.approx(50.0)
     encoder = TorchEncoder(saved.model, name="s", device="cpu")
     np.testing.assert_allclose(encoder.encode_texts(names), teacher.encode_texts(names), atol=1e-5)
+
+
+def test_a_stored_teachers_texts_are_whole_for_its_guide_and_its_student_too(tmp_path: Path) -> None:
+    """No template goes round a text that is a sentence already."""
+    texts = ("a red square", "a blue dot")
+    teacher, second = stored_teacher(tmp_path, names=texts), tiny.teacher()
+    made = job(tmp_path / "run", loss={"class_text_kl": 1}, teacher=teacher, rest={"classes": {"source": "teacher"}})
+    np.testing.assert_allclose(guide_classes(made, second).numpy(), second.encode_texts(texts), atol=1e-6)
+    student = tiny.student()
+    tokens = class_side(made, student)[2]["input_ids"].numpy()
+    assert np.array_equal(tokens, student.text_tower().tokenizer(texts)["input_ids"])
 
 
 def test_a_student_may_share_its_teachers_text_tower(tmp_path: Path) -> None:

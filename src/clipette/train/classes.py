@@ -36,33 +36,31 @@ def class_names(job: Job) -> tuple[str, ...]:
 
 def class_side(job: Job, student: DualEncoder) -> tuple[tuple[str, ...], Tensor, dict[str, Tensor]]:
     """Class names; the teacher's class vectors [C, Dt]; the student's tokens of them where its own texts learn."""
-    teacher = job.teacher
     names = class_names(job)
     twice = next((name for row, name in enumerate(names) if name in names[:row]), None)
     if twice is not None:
         raise ConfigError(f"class '{twice}' is named twice: a class needs a name of its own")
-    if teacher is None:
-        vectors = torch.zeros(0)
-    else:
-        whole = job.recipe.classes.source == "teacher"
-        values = teacher.encode_texts(names) if whole else class_vectors(teacher, names, job.recipe.classes.templates)
-        vectors = torch.from_numpy(np.ascontiguousarray(values))
+    vectors = torch.zeros(0) if job.teacher is None else _vectors(job, job.teacher, names)
     tokens: dict[str, Tensor] = {}
-    own = student.text is not None and job.recipe.student.space == "own"
-    if own:
-        prompts = [prompts[0] for prompts in class_prompts(names, job.recipe.classes.templates)]
-        tokens = {name: torch.from_numpy(v) for name, v in student.text_tower().tokenizer(prompts).items()}
+    if student.text is not None and job.recipe.student.space == "own":
+        arrays = student.text_tower().tokenizer(class_texts(job, names))
+        tokens = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return names, vectors, tokens
 
 
 def guide_classes(job: Job, guide: Encoder) -> Tensor:
     """[C, Dk] a further teacher's own vectors of the run's classes."""
-    values = class_vectors(guide, class_names(job), job.recipe.classes.templates)
+    return _vectors(job, guide, class_names(job))
+
+
+def _vectors(job: Job, teacher: Encoder, names: tuple[str, ...]) -> Tensor:
+    whole = job.recipe.classes.source == "teacher"
+    values = teacher.encode_texts(names) if whole else class_vectors(teacher, names, job.recipe.classes.templates)
     return torch.from_numpy(np.ascontiguousarray(values))
 
 
-def carried_texts(job: Job, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The strings under which an image-only student finds its class vectors: the first template's wording."""
+def class_texts(job: Job, names: tuple[str, ...]) -> tuple[str, ...]:
+    """One text for each class: in the first template's wording, or a stored teacher's own texts as they are."""
     if job.recipe.classes.source == "teacher":
         return names
     return tuple(prompts[0] for prompts in class_prompts(names, job.recipe.classes.templates))

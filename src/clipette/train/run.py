@@ -20,7 +20,7 @@ from clipette.models.saved import save_model
 from clipette.tasks.feed import Feed
 from clipette.tasks.objective import Objective, TeacherFacts
 from clipette.tasks.terms import needs_of, read_terms
-from clipette.train.classes import carried_texts, class_names, class_side, guide_classes
+from clipette.train.classes import class_names, class_side, class_texts, guide_classes
 from clipette.train.dev import DevMeter
 from clipette.train.feeding import build_feed
 from clipette.train.job import Job, identity_of, live_teacher
@@ -133,7 +133,7 @@ def _save(
     """Write the model, the summary and the card of a finished run."""
     recipe = job.recipe
     if student.text is None and carried is not None:
-        student.text = table_text_tower(carried_texts(job, carried[0]), carried[1])
+        student.text = table_text_tower(class_texts(job, carried[0]), carried[1])
         set_trainable(student.text, False)
     space = job.teacher.space if recipe.student.space == "teacher" and job.teacher is not None else None
     card: dict[str, Any] = {
