@@ -40,3 +40,8 @@ def test_captions_that_a_table_does_not_hold_are_no_error_where_there_are_classe
     found = evaluate(student, {"tiny": data}, settings=SuiteSettings(templates="single"))
     assert found.zero_shot["tiny"].top1.value >= 0
     assert found.retrieval == {}
+    bare = tiny.student()
+    bare.text = None
+    image_only = TorchEncoder(bare, name="image only", space=student.space, device="cpu")
+    borrowed = evaluate(image_only, {"tiny": data}, text_encoder=student, settings=SuiteSettings(templates="single"))
+    assert borrowed.retrieval == {}

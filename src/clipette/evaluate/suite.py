@@ -70,7 +70,7 @@ def evaluate(
     named = name_datasets(datasets)
     own = CachedEncoder(encoder)
     above = CachedEncoder(teacher) if teacher is not None else None
-    texts: Encoder | None = CachedEncoder(text_encoder) if text_encoder is not None else None
+    texts = CachedEncoder(text_encoder) if text_encoder is not None else None
     if texts is None and above is not None and not own.can_encode_text and above.space == own.space:
         texts = above
     result = _measure(own, texts, named, settings)
@@ -105,7 +105,7 @@ def name_datasets(datasets: Dataset | Sequence[Dataset] | Mapping[str, Dataset])
 
 
 def _measure(
-    encoder: CachedEncoder, texts: Encoder | None, named: Mapping[str, Dataset], settings: SuiteSettings
+    encoder: CachedEncoder, texts: CachedEncoder | None, named: Mapping[str, Dataset], settings: SuiteSettings
 ) -> Evaluation:
     start = time.perf_counter()
     classified: dict[str, ZeroShotResult] = {}
@@ -115,7 +115,7 @@ def _measure(
     for name, data in named.items():
         has_classes = bool(data.class_names) and bool(labelled(data.samples, data.class_names)[0])
         has_captions = any(sample.captions for sample in data.samples)
-        if has_classes and has_captions and not _knows_captions(texts or encoder.encoder, data):
+        if has_classes and has_captions and not _knows_captions((texts or encoder).encoder, data):
             log.warning("%s: no retrieval, %s has stored class texts only and cannot read captions", name, encoder.name)
             has_captions = False
         if not has_classes and not has_captions:
