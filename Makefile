@@ -5,14 +5,15 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done),python3)
 VENV ?= .venv
 OUT ?=
-SEEDS ?= 0,1,2
-FIVE_SEEDS := 0,1,2,3,4
+SEEDS ?=
 # Test processes: one a core of the smallest machine; 0 is one, in the foreground.
 WORKERS ?= 2
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.clipette-installed
-# `--out` only where OUT is given: each script has a default of its own.
+# Options only where they are given: each script has defaults of its own.
 OUT_OPTION = $(if $(OUT),--out $(OUT),)
+SEEDS_OPTION = $(if $(SEEDS),--seeds $(SEEDS),)
+METHODS_OPTION = $(if $(METHODS),--methods $(METHODS),)
 
 .PHONY: install demo test check bench-flickr8k bench-pour bench-crash bench-npz bench-methods clean
 
@@ -38,7 +39,7 @@ check: install
 	$(PY) -m pytest -q tests/test_rooms.py
 
 bench-flickr8k: install
-	$(PY) benchmarks/flickr8k.py --seeds $(SEEDS) $(OUT_OPTION)
+	$(PY) benchmarks/flickr8k.py $(SEEDS_OPTION) $(OUT_OPTION)
 
 bench-pour: install
 	$(PY) benchmarks/pour_once.py $(OUT_OPTION)
@@ -47,7 +48,7 @@ bench-crash: install
 	$(PY) benchmarks/crash.py $(OUT_OPTION)
 
 bench-methods: install
-	$(PY) benchmarks/methods.py --seeds $(if $(filter file,$(origin SEEDS)),$(FIVE_SEEDS),$(SEEDS)) $(if $(METHODS),--methods $(METHODS),) $(OUT_OPTION)
+	$(PY) benchmarks/methods.py $(SEEDS_OPTION) $(METHODS_OPTION) $(OUT_OPTION)
 
 bench-npz: install
 	$(PY) benchmarks/npz_teacher.py $(OUT_OPTION)

@@ -9,8 +9,8 @@ its shipped recipe; student, schedule and batch are common, so that only the los
 - ``pacs``: leave one domain out; top-1 on the left-out domain's test images, mean over the four.
 
 Captions of the labelled sets are ``a photo of a {class}``. Selection on dev only: nothing is selected here. Claims are
-by paired bootstrap over seeds and items in ``summary["claims"]``. Sets on which the teacher is under three times
-chance are reported, not ranked. Finished arms are kept in the cache: ``make bench-methods SEEDS=0 METHODS=ood,dkd``.
+by paired bootstrap over seeds in ``summary["claims"]``. Finished arms are kept in the cache: ``make bench-methods
+SEEDS=0 METHODS=ood,dkd``.
 """
 
 from __future__ import annotations
@@ -27,14 +27,18 @@ import numpy as np
 
 from clipette.config import find_recipe, load_yaml
 from clipette.data.dataset import Dataset
+from clipette.data.prompts import fill
 from clipette.data.sources import load_data
 from clipette.evaluate.retrieval import retrieval
 from clipette.evaluate.zero_shot import zero_shot
 from clipette.io import digest_json, write_json
+from clipette.models.inference import TorchEncoder
 from clipette.resolve import resolve
-from clipette.store import open_store
+from clipette.store import Store, open_store
+from clipette.tasks.pour import PourPlan
+from clipette.tasks.pour import pour as pour_into
 from clipette.train.job import Job
-from clipette.train.recipe import Recipe
+from clipette.train.recipe import Recipe, ViewSettings
 from clipette.train.run import run_job
 from clipette.types import Encoder
 from common import arguments, bench_cache, finish, machine, say, shared_folder
@@ -59,7 +63,7 @@ METHODS = (
     "standardized",
 )
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
-VIEWS = {"scale": [0.5, 1.0]}
+VIEWS = ViewSettings(count=4, scale=(0.5, 1.0))
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def rounds(shared: Path, name: str, limit: int | None) -> list[Round]:
 
 def captioned(data: Dataset) -> Dataset:
     """The same samples with a caption made of the class name."""
-    samples = tuple(replace(s, captions=(f"a photo of a {s.class_name}",)) for s in data.samples)
+    samples = tuple(replace(s, captions=(fill("a photo of a {}", str(s.class_name)),)) for s in data.samples)
     return replace(data, samples=samples)
 
 
@@ -119,16 +123,20 @@ def _top1(test: Dataset, encoder: Encoder) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all arms share."""
+    """What all arms share; ``mark``: the teacher's folder, by which arms and stores are kept."""
 
     shared: Path
     cache: Path
-    teacher: Path
+    teacher: TorchEncoder
+    mark: str
     steps: int
     names: tuple[str, ...]
 
     def recipe(self, method: str, seed: int, part: Round) -> Recipe:
+        captions = part.name == "flickr8k"
         loss = load_yaml(Recipe, find_recipe(method)).loss
+        if captions:  # no labels
+            loss.pop("class_text_ce", None)
         values = {
             "name": method,
             "student": {
@@ -147,9 +155,9 @@ class Bench:
                 "text": {"kind": "teacher"},
             },
             "loss": loss,
-            "classes": {"names": list(self.names) if part.name == "flickr8k" else []},
-            "views": {"count": 4, **VIEWS},
-            "captions_per_image": 5 if part.name == "flickr8k" else 1,
+            "classes": {"names": list(self.names) if captions else []},
+            "views": VIEWS.model_dump(mode="json"),
+            "captions_per_image": 5 if captions else 1,
             "seed": seed,
             "train": {
                 "steps": self.steps,
@@ -160,41 +168,26 @@ class Bench:
         return Recipe.model_validate_json(json.dumps(values))
 
 
-def arm(bench: Bench, part: Round, method: str, seed: int) -> dict[str, float] | None:
-    """Scores of one method, seed and training, from the cache or made; None where the set lacks what the loss reads."""
+def arm(bench: Bench, part: Round, store: Store, method: str, seed: int) -> dict[str, float]:
+    """Scores of one method, seed and training, from the cache or made."""
     recipe = bench.recipe(method, seed, part)
-    if part.name == "flickr8k" and "class_text_ce" in recipe.loss:
-        recipe = recipe.model_copy(update={"loss": {n: w for n, w in recipe.loss.items() if n != "class_text_ce"}})
-    mark = digest_json([recipe.model_dump(mode="json"), part.train.fingerprint(), bench.teacher.name])[:12]
+    mark = digest_json([recipe.model_dump(mode="json"), part.train.fingerprint(), bench.mark])[:12]
     folder = bench.cache / "arms" / f"{part.name}-{method}-{seed}-{mark}"
     kept = folder / "scores.json"
     if kept.is_file():
         return dict(json.loads(kept.read_text()))
-    teacher = resolve(str(bench.teacher))
-    job = Job(
-        recipe=recipe,
-        data=part.train,
-        out=folder,
-        teacher=teacher,
-        store=open_store(pour(bench, part)),
-        progress=False,
-    )
-    result = run_job(job)
+    result = run_job(Job(recipe, part.train, folder, teacher=bench.teacher, store=store, progress=False))
     scores = {**part.score(resolve(str(folder))), "seconds": round(result.seconds, 1)}
     write_json(kept, scores)
     say(f"{part.name} {method} seed {seed}: {scores}")
     return scores
 
 
-def pour(bench: Bench, part: Round) -> Path:
+def pour(bench: Bench, part: Round) -> Store:
     """The teacher's outputs on one training set."""
-    from clipette.data.views import ViewPolicy
-    from clipette.tasks.pour import PourPlan
-    from clipette.tasks.pour import pour as pour_into
-
-    plan = PourPlan(images=False, views=4, captions=True, policy=ViewPolicy(scale=(0.5, 1.0)))
-    out = bench.cache / "stores" / f"{part.name}-{bench.teacher.name}"
-    return pour_into(resolve(str(bench.teacher)), part.train, out, plan, seed=0).path
+    plan = PourPlan(images=False, views=VIEWS.count, captions=True, policy=VIEWS.policy())
+    out = bench.cache / "stores" / f"{part.name}-{bench.mark}"
+    return open_store(pour_into(bench.teacher, part.train, out, plan).path)
 
 
 # ---------------------------------------------------------------- the table
@@ -235,26 +228,31 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
     parser.add_argument("--sets", default="flickr8k,caltech101,pacs", help="comma-separated")
     parser.add_argument("--steps", type=int, default=400, help="steps of every arm")
-    parser.add_argument("--teacher", type=Path, required=False, help="run directory; T1 of bench-flickr8k by default")
+    parser.add_argument("--teacher", type=Path, help="run directory; T1 of bench-flickr8k by default")
     options = parser.parse_args()
     shared = shared_folder()
     if shared is None:
         raise SystemExit("real data absent: set CLIPETTE_SHARED to the folder that holds data/ and weights/")
-    teacher = options.teacher or newest_teacher()
+    folder = options.teacher or newest_teacher()
+    teacher = resolve(str(folder))
+    assert isinstance(teacher, TorchEncoder)
     with np.load(shared / "data" / "clip_vitb32_teacher_features.npz") as file:
         names = tuple(str(name) for name in file["lvis_classes"])
-    bench = Bench(shared, bench_cache("methods"), teacher, 4 if options.smoke else options.steps, names)
+    steps = 4 if options.smoke else options.steps
+    bench = Bench(shared, bench_cache("methods"), teacher, folder.name, steps, names)
     seeds = [int(seed) for seed in options.seeds.split(",")][: 1 if options.smoke else None]
     found: dict[str, dict[str, list[float]]] = {method: {} for method in options.methods.split(",")}
     reference: dict[str, float] = {}
     for name in options.sets.split(","):
         parts = rounds(shared, name, 64 if options.smoke else None)
-        encoder = resolve(str(teacher))
-        reference[name] = mean(part.score(encoder)["score"] for part in parts)
+        reference[name] = mean(part.score(teacher)["score"] for part in parts)
         say(f"{name}: teacher {reference[name]:.4f}")
+        stores = [pour(bench, part) for part in parts]
         for method in found:
-            scores = [[arm(bench, part, method, seed) for part in parts] for seed in seeds]
-            found[method][name] = [mean(each["score"] for each in row if each) for row in scores]
+            found[method][name] = [
+                mean(arm(bench, part, store, method, seed)["score"] for part, store in zip(parts, stores, strict=True))
+                for seed in seeds
+            ]
             say(f"{name} {method}: {mean(found[method][name]):.4f}")
     methods = table(found)
     best = max(methods, key=lambda method: float(methods[method]["mean"]))
