@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clipette.data.dataset import Dataset
+from clipette.data.images import decode_image
 from clipette.data.prompts import read_descriptions
 from clipette.data.sources import load_data
 from clipette.errors import BadImageError, ConfigError
@@ -114,7 +115,7 @@ def classify(
     if bool(labels) == (question is not None) or bool(answers) != (question is not None):
         raise ConfigError("give either --labels, or --question with --answers")
     try:
-        content = Path(image).read_bytes()
+        content = decode_image(Path(image).read_bytes(), location=str(image))
     except OSError as error:
         raise BadImageError(f"{image}: cannot be read ({error.strerror or error})") from error
     encoder = resolve(model, device=device)

@@ -366,6 +366,13 @@ def test_store_shows_checks_and_exchanges(tmp_path: Path, capsys: pytest.Capture
     assert main(["store", str(tmp_path / "back"), "--import-clip-retrieval", str(tmp_path / "emb")]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]["images"] == shown["rows"]["images"]
 
+    assert (shown["finished"], shown["shards"]["missing"]) == (True, 0)
+    (path / "manifest.json").unlink()
+    assert main(["store", str(path)]) == 0
+    assert not json.loads(capsys.readouterr().out)["finished"]
+    assert main(["store", str(path), "--export-clip-retrieval", str(tmp_path / "half")]) == 2
+    assert "has not finished" in capsys.readouterr().err
+
     shard = path / "images" / "000001.npy"
     shard.write_bytes(shard.read_bytes()[:-1])
     assert main(["store", str(path)]) == 2

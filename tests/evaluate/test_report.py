@@ -145,6 +145,8 @@ def test_the_report_is_one_escaped_file(names: list[str], tmp_path: Path) -> Non
     top1 = found.entries[-1].evaluation.zero_shot["pets"].top1
     assert f"{top1.value:.3f}" in page
     assert (">kept<" in page) == (len(names) > 1)
+    assert ("at a glance</p>" in page) == (len(names) > 1)
+    assert f"templates: {found.entries[-1].evaluation.zero_shot['pets'].templates}" in page
 
 
 def test_report_without_classes_costs_or_pictures() -> None:
@@ -163,6 +165,7 @@ def test_tables_show_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.out == "", "stdout is for scripts"
     assert "teacher [a]" in printed.err
     assert f"{found.entries[1].evaluation.zero_shot['pets'].top1.value:.3f}" in printed.err
+    assert f"templates: {found.entries[1].evaluation.zero_shot['pets'].templates}" in printed.err
 
 
 def test_charts_grow_with_what_they_show() -> None:

@@ -11,7 +11,9 @@ import pytest
 from clipette.data.dataset import Dataset
 from clipette.errors import DataError, ModelError, UnsupportedError
 from clipette.evaluate.encoding import CachedEncoder, Settings
+from clipette.evaluate.scoring import Scored, _ece
 from clipette.evaluate.zero_shot import class_vectors, classifier_accuracy, zero_shot
+from clipette.metrics.bootstrap import Bootstrap
 from clipette.types import Encoded, Sample
 
 from .fakes import CLASSES, FakeClassifier, FakeEncoder, captioned, classified, encoder_of, unit
@@ -62,6 +64,17 @@ def test_calibration_uses_the_models_own_scale() -> None:
     assert one.confidence == pytest.approx(confidence, abs=1e-5)
     assert two.confidence.mean() > 0.9 > one.confidence.mean()
     assert one.ece.low <= one.ece.value <= one.ece.high
+
+
+def test_the_interval_of_a_well_calibrated_model_holds_its_calibration_error() -> None:
+    generator = np.random.default_rng(0)
+    confidence = generator.uniform(0.5, 1.0, 200)
+    right = (generator.uniform(size=200) < confidence).astype(np.float64)
+    zeros = np.zeros(200, dtype=np.int64)
+    figure = _ece(Scored(zeros, right, right, zeros, confidence, None, {}), Bootstrap())
+    # Means of resampled ECE lie far above it here: the plain percentile interval would begin above the figure.
+    assert figure.low < figure.value < figure.high
+    assert figure.low >= 0
 
 
 def test_a_bias_changes_no_figure() -> None:

@@ -204,6 +204,18 @@ def test_a_vector_that_is_not_finite_is_a_failure_of_that_sample(folder: Path, t
     assert "not finite" in report.failures[0].reason
 
 
+def test_rows_that_never_became_samples_are_named_in_the_store(folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "rows.jsonl"
+    lines = [f'{{"image": "{folder}/{name}", "caption": "x"}}' for name in sorted(p.name for p in folder.iterdir())]
+    table.write_text("\n".join([*lines, "{broken", '{"image": ""}']) + "\n")
+    report = pour(tiny_teacher(), load_data(f"jsonl:{table}"), tmp_path / "s", PourPlan(batch_size=4))
+    assert report.failures == ()
+    info = open_store(tmp_path / "s").info
+    assert info["left_out_count"] == 2
+    assert [each["location"] for each in info["left_out"]] == [f"{table} row {len(lines) + n}" for n in (1, 2)]
+    assert "not a JSON object" in info["left_out"][0]["reason"]
+
+
 def test_one_key_for_two_images_is_refused(folder: Path, tmp_path: Path) -> None:
     other = write_pictures(tmp_path / "other", 2)
     with pytest.raises(DataError, match="'p000' is both"):

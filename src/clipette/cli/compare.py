@@ -27,4 +27,4 @@ def compare(
     """
     from clipette import verbs
 
-    print_result(verbs.compare(models, data, templates=templates, out=out, batch_size=batch_size, device=device))
+    print_result(verbs.compare(models, data, templates=templates, out=out, batch_size=batch_size, device=device), out)

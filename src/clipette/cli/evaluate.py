@@ -47,4 +47,4 @@ def evaluate(
         batch_size=batch_size,
         device=device,
     )
-    print_result(result)
+    print_result(result, out)

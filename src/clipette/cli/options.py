@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -69,6 +70,14 @@ def mapping(text: str | None, option: str) -> dict[str, object] | None:
     return value
 
 
-def print_result(result: Mapping[str, object]) -> None:
-    """The figures as one JSON object on one line: the last line of a verb, for scripts to read."""
-    typer.echo(json.dumps(result, ensure_ascii=False))
+def print_result(result: Mapping[str, object], written: Path | None = None) -> None:
+    """The figures as one JSON object on one line: the last line of a verb, for scripts to read.
+
+    On a terminal sits a person: indented, or only where the report was ``written``, for its tables were shown above.
+    """
+    if not sys.stdout.isatty():
+        typer.echo(json.dumps(result, ensure_ascii=False))
+    elif written is None:
+        typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
+    else:
+        typer.echo(f"report: {written / 'report.html'}   figures: {written / 'summary.json'}")

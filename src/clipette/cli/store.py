@@ -37,7 +37,8 @@ def store(
     if repair:
         dropped = room.repair(path)
         typer.echo(f"dropped {len(dropped)} damaged shards" if dropped else "nothing is damaged")
-    opened = room.open_store(path)
+    # What a killed pour has committed is worth seeing too; an exchange needs the whole.
+    opened = room.open_store(path, unfinished=export_clip_retrieval is None)
     if verify:
         opened.verify()
     if export_clip_retrieval is not None:

@@ -96,7 +96,9 @@ def decode_image(
             f"{location}: not an image of a supported format (begins with {data[:12]!r}); replace it or drop the row"
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImageError(f"{location}: too many pixels ({error}); shrink the image") from error
+        raise BadImageError(
+            f"{location}: too many pixels (over Pillow's limit of {Image.MAX_IMAGE_PIXELS or 0:,}); shrink the image"
+        ) from error
     except Exception as error:
         # Pillow's plugins raise OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error ... on damaged
         # data: a list would miss one, and one bad image must never end a run.

@@ -124,6 +124,7 @@ class FailureLimit:
         if seen == 0 or len(failures) <= self.max_share * seen:
             return
         shown = "\n".join(f"  {failure.key}: {failure.reason}" for failure in failures[:3])
+        shown += f"\n  and {len(failures) - 3} more" if len(failures) > 3 else ""
         raise DataError(
             f"{len(failures)} of {seen} {what} failed, more than the allowed share of {self.max_share:g}:\n{shown}\n"
             "mend the data, or allow more failures (--max-failures, train.max_failures) if the loss is meant"

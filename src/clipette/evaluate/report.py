@@ -79,8 +79,10 @@ def build_report(comparison: Comparison, datasets: Mapping[str, Dataset], *, tit
             "title": title,
             "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "names": comparison.names,
+            "headline": f"{comparison.names[-1]} at a glance" if len(comparison.names) > 1 else "",
             "tiles": tiles(comparison, lines),
             "groups": grouped(lines),
+            "wordings": wordings(comparison),
             "everything": grouped(comparison.lines(headline=False)),
             "costs": [entry.cost for entry in comparison.entries],
             "ratios": comparison.ratios(),
@@ -138,6 +140,12 @@ def grouped(lines: Sequence[Line]) -> dict[tuple[str, str], list[Line]]:
     for line in lines:
         out.setdefault((KINDS[line.kind], line.dataset), []).append(line)
     return out
+
+
+def wordings(comparison: Comparison) -> dict[tuple[str, str], str]:
+    """By (what is measured, data set): the prompt templates that turned class names into texts."""
+    measured = [entry.evaluation.zero_shot for entry in comparison.entries]
+    return {(KINDS["zero_shot"], name): result.templates for each in measured for name, result in each.items()}
 
 
 def word(kind: str, measure: str) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from clipette.evaluate.compare import Comparison
 from clipette.evaluate.page import count, figures, number, times
-from clipette.evaluate.report import grouped, word
+from clipette.evaluate.report import grouped, word, wordings
 
 COSTS = {
     "params": ("parameters", count),
@@ -36,9 +36,11 @@ RATIO_OF = {
 def figures_table(comparison: Comparison) -> Table:
     """Headline figures: a column for each model, and after all but the first the share kept of the first's value."""
     table = _table("figures", comparison)
+    templates = wordings(comparison)
     for (kind, dataset), lines in grouped(comparison.lines()).items():
         table.add_section()
-        table.add_row(f"[bold]{_safe(kind)}: {_safe(dataset)}[/bold]")
+        said = f" (templates: {_safe(templates[kind, dataset])})" if (kind, dataset) in templates else ""
+        table.add_row(f"[bold]{_safe(kind)}: {_safe(dataset)}[/bold]{said}")
         for line in lines:
             cells = []
             for position, (figure, kept) in enumerate(zip(line.values, line.kept, strict=True)):

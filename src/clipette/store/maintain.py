@@ -9,16 +9,22 @@ import numpy as np
 
 from clipette.errors import StoreError
 from clipette.store.layout import TABLES, read_commits, read_header
+from clipette.store.plan import read_plan
 from clipette.store.reader import Store, Table
 from clipette.store.rows import Rows
 from clipette.store.writer import StoreWriter
 
 
 def describe(store: Store) -> dict[str, Any]:
-    """What a store holds, in plain values: whose outputs, how many of what, and what could not be read."""
+    """What a store holds, in plain values: whose outputs, how many of what, how far, and what could not be read."""
     tables = {"images": store.images, "views": store.views, "texts": store.texts}
+    plan = read_plan(store.path / "plan.parquet")
+    planned = {chunk.number for chunk in plan.chunks} if plan is not None else set()
+    missing = len(planned - {commit.number for commit in store.commits})
     return {
         "path": str(store.path),
+        "finished": not missing and (store.path / "manifest.json").exists(),
+        "shards": {"poured": len(store.commits), "missing": missing},
         "encoder": dict(store.identity.get("encoder", {})),
         "info": dict(store.info),
         "dim": store.dim,

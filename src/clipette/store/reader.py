@@ -277,7 +277,9 @@ class Store:
         """Read everything and compare with the checksums. Raises ``StoreError`` naming every damaged file."""
         damaged = [fault for commit in self.commits for fault in _damage(self.path, commit)]
         if damaged:
-            raise StoreError(f"{self.path}: {len(damaged)} damaged files: {'; '.join(damaged[:8])}; {_REPAIR}")
+            count = "1 damaged file" if len(damaged) == 1 else f"{len(damaged)} damaged files"
+            more = f"; and {len(damaged) - 8} more" if len(damaged) > 8 else ""
+            raise StoreError(f"{self.path}: {count}: {'; '.join(damaged[:8])}{more}; {_REPAIR}")
 
     def damaged_shards(self) -> tuple[int, ...]:
         """Numbers of the shards whose files are missing or differ from their checksums (reads everything)."""

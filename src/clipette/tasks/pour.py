@@ -30,6 +30,8 @@ from clipette.tasks.pour_work import IMAGES, TEXTS, VIEWS, Loader, ViewLaw, Work
 from clipette.types import Failure, Sample
 
 Wanted = list[tuple[tuple[str, ...], list[str]]]
+# Of the rows that a source leaves out, this many are named in the store; all are counted.
+LEFT_OUT_KEPT = 1000
 
 
 class PourPlan(StrictModel):
@@ -171,12 +173,16 @@ class _Request:
             raise UnsupportedError(f"{encoder.name} has no image tower: pour texts only (images and views off)")
         if every and not encoder.can_encode_text:
             raise UnsupportedError(f"{encoder.name} has no text tower: pour images only (captions and templates off)")
+        left_out = [failure for each in sets for failure in each.failures]
         info = {
             "name": encoder.name,
             "logit_scale": encoder.logit_scale,
             "logit_bias": encoder.logit_bias,
             **({"class_names": list(class_names)} if class_names else {}),
             **({"templates": list(find_templates(plan.templates))} if plan.templates is not None else {}),
+            # Rows that never became a sample: there is no key to try again, only something to tell.
+            "left_out": [{"location": each.location, "reason": each.reason} for each in left_out[:LEFT_OUT_KEPT]],
+            "left_out_count": len(left_out),
         }
         law = ViewLaw(plan.views, plan.policy, seed) if plan.views else None
         return _Request(plan, identity_of(encoder, plan, seed=seed), samples, every, tables, law, info)
