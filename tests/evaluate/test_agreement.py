@@ -50,7 +50,8 @@ def test_agreement_is_that_of_plain_loops() -> None:
     assert result.top1.value == pytest.approx(np.mean(same))
     assert result.top5.value == pytest.approx(np.mean(shared))
     assert result.kl.value == pytest.approx(np.mean(kls), rel=1e-4)
-    assert result.cosine is None, "the spaces differ"
+    assert (result.cosine, result.distance) == (None, None), "the spaces differ"
+    assert (result.text_neighbours, result.text_kl) == (None, None), "of five classes all are near"
     assert 0.5 < result.cka.value < 1.0
     assert 0.2 < result.neighbours.value < 1.0
     assert result.top1.low < result.top1.value < result.top1.high
@@ -66,6 +67,34 @@ def test_a_rotated_copy_agrees_in_all_but_space() -> None:
     assert result.cka.value == pytest.approx(1.0, abs=1e-4)
     in_space = agreement(teacher, replace(teacher, name="copy"), data, templates=NAME_ONLY)
     assert in_space.cosine.value == pytest.approx(1.0, abs=1e-6)
+
+
+def test_neighbourhoods_of_class_texts_are_those_of_plain_loops() -> None:
+    names = tuple(f"class {number}" for number in range(14))
+    rng = np.random.default_rng(3)
+    data = captioned(12)
+    texts = {name: unit(rng.standard_normal(8)) for name in names}
+    teacher = replace(encoder_of(data, logit_scale=20.0, name="teacher"), texts=texts)
+    images = {key: unit(vector + 0.3 * rng.standard_normal(8)) for key, vector in teacher.images.items()}
+    student = replace(teacher, name="student", images=images, logit_scale=5.0)
+    result = agreement(teacher, student, data, class_names=names, templates=NAME_ONLY)
+    shared, kls, distances = [], [], []
+    for sample in data.samples:
+        scores = [
+            {n: e.logit_scale * float(e.images[sample.key] @ texts[n]) for n in names} for e in (teacher, student)
+        ]
+        nearest = [sorted(names, key=lambda n, own=own: -own[n])[:10] for own in scores]
+        shared.append(len(set(nearest[0]) & set(nearest[1])) / 10)
+        p, q = (np.exp([own[n] for n in nearest[0]]) / np.exp([own[n] for n in nearest[0]]).sum() for own in scores)
+        kls.append(float((p * np.log(p / q)).sum()))
+        distances.append(float(np.linalg.norm(teacher.images[sample.key] - images[sample.key])))
+    assert 0.5 < result.text_neighbours.value < 1.0
+    assert result.text_neighbours.value == pytest.approx(np.mean(shared))
+    assert result.text_kl.value == pytest.approx(np.mean(kls), rel=1e-4)
+    assert result.distance.value == pytest.approx(np.mean(distances), rel=1e-5)
+    assert {"text_neighbours", "text_kl", "distance"} <= set(result.figures())
+    itself = agreement(teacher, replace(teacher, name="copy"), data, class_names=names, templates=NAME_ONLY)
+    assert (itself.text_neighbours.value, itself.distance.value) == (1.0, 0.0)
 
 
 def test_only_images_both_can_read_count() -> None:

@@ -23,7 +23,7 @@ from clipette.evaluate.cost import ModelCost, TowerCost
 from clipette.evaluate.curves import dev_curves, loss_curve, read_log, smooth, term_curves
 from clipette.evaluate.encoding import Settings
 from clipette.evaluate.page import count, figures, interval, number, times
-from clipette.evaluate.report import build_report, word
+from clipette.evaluate.report import WORDS, build_report, word
 from clipette.evaluate.results import ROW_COLUMNS, Figure, RobustnessResult
 from clipette.evaluate.run_report import write_run_report
 from clipette.evaluate.suite import SuiteSettings, evaluate
@@ -225,3 +225,4 @@ def test_numbers_for_people() -> None:
     assert interval(Figure(0.5)) == ""
     assert word("retrieval", "i2t/hit@5") == "image → text hit@5"
     assert word("agreement", "top1") != word("zero_shot", "top1")
+    assert all(word("agreement", measure) in WORDS.values() for measure in ("text_neighbours", "text_kl", "distance"))

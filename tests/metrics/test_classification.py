@@ -118,6 +118,24 @@ def test_kl_is_the_sum_over_classes_and_has_a_direction() -> None:
     assert agreement.kl_divergence(teacher, teacher)[0] == 0.0
 
 
+def test_kl_over_the_teachers_nearest_is_the_loop_over_them() -> None:
+    rng = np.random.default_rng(1)
+    # Halves of whole numbers: many columns tie, the first of them are taken.
+    teacher, student = rng.integers(-4, 5, (30, 9)) / 2, rng.standard_normal((30, 9))
+    for k in (1, 3, 20):
+        expected = []
+        for t, s in zip(teacher.tolist(), student.tolist(), strict=True):
+            kept = sorted(range(9), key=lambda c: (-t[c], c))[:k]
+            p, q = ([math.exp(row[c]) / sum(math.exp(row[o]) for o in kept) for c in kept] for row in (t, s))
+            expected.append(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
+        assert agreement.top_k_kl(teacher, student, k) == pytest.approx(expected, abs=1e-12)
+    assert agreement.top_k_kl(teacher, student, 9) == pytest.approx(agreement.kl_divergence(teacher, student))
+    far = np.where(teacher < np.sort(teacher, axis=1)[:, -3, None], -50.0, teacher)
+    assert agreement.top_k_kl(teacher, far, 3) == pytest.approx(np.zeros(30)), "what lies outside does not count"
+    with pytest.raises(DataError, match="do not fit"):
+        agreement.top_k_kl(teacher, student[:, :4], 3)
+
+
 def test_neighbour_overlap_is_the_loop_over_neighbourhoods() -> None:
     rng = np.random.default_rng(0)
     left = unit(rng, 40, 6)
@@ -158,6 +176,20 @@ def test_cosine_of_pairs() -> None:
     assert agreement.cosine(left, left[::-1]) == pytest.approx([0.6, 0.6])
     with pytest.raises(DataError, match="do not fit"):
         agreement.cosine(left, left[:, :1])
+
+
+def test_distance_of_pairs_is_the_loop_over_numbers() -> None:
+    rng = np.random.default_rng(0)
+    left, right = unit(rng, 12, 5), unit(rng, 12, 5)
+    expected = [
+        math.sqrt(sum((a - b) ** 2 for a, b in zip(x, y, strict=True)))
+        for x, y in zip(left.tolist(), right.tolist(), strict=True)
+    ]
+    assert agreement.distance(left, right) == pytest.approx(expected)
+    assert agreement.distance(left, right) ** 2 == pytest.approx(2 - 2 * agreement.cosine(left, right), abs=1e-6)
+    assert agreement.distance(left, -left) == pytest.approx(np.full(12, 2.0), abs=1e-6)
+    with pytest.raises(DataError, match="do not fit"):
+        agreement.distance(left, left[:, :1])
 
 
 def test_entropy_and_coverage_of_results() -> None:

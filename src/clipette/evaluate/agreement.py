@@ -16,7 +16,7 @@ from clipette.metrics import agreement as measures
 from clipette.metrics.similarity import cosines, row_blocks
 from clipette.types import Encoder, Failure, Floats
 
-NEIGHBOURS = 10
+NEIGHBOURS = 10  # nearest images, and nearest class texts
 NEIGHBOUR_QUERIES = 2000
 
 
@@ -35,8 +35,9 @@ def agreement(
     """Compare two encoders on the images both can read; each with its own class vectors, scale and bias.
 
     ``class_names``: what to choose from (default: the data set's; any list will do, images need no labels). The spaces
-    may differ; ``cosine`` is given only where they are equal. Neighbourhoods: the 10 nearest of all images, asked for
-    at most 2,000 images drawn by the bootstrap's seed. ``teacher_text``/``student_text``: see ``zero_shot``.
+    may differ; ``cosine`` and ``distance`` are given only where they are equal. Neighbourhoods: the 10 nearest of all
+    images, asked for at most 2,000 images drawn by the bootstrap's seed; and, where there are more than 10 classes, the
+    10 class texts nearest to each image. ``teacher_text``/``student_text``: see ``zero_shot``.
     Raises ``DataError`` past ``settings.max_failures``, or where the two read no image in common.
     """
     sides = [encode_dataset(encoder, dataset, dataset.samples, settings) for encoder in (teacher, student)]
@@ -52,6 +53,7 @@ def agreement(
         values |= _choices((teacher, student), vectors, texts)
     if teacher.space == student.space and teacher.dim == student.dim:
         values["cosine"] = measures.cosine(vectors[0], vectors[1])
+        values["distance"] = measures.distance(vectors[0], vectors[1])
     ones = np.ones(len(keys))
     items = Items(keys, values, dict.fromkeys(values, ones))
     figures = figures_of(items, settings.bootstrap)[0] if values else {}
@@ -66,6 +68,9 @@ def agreement(
         top5=figures.get("top5"),
         kl=figures.get("kl"),
         cosine=figures.get("cosine"),
+        distance=figures.get("distance"),
+        text_neighbours=figures.get("text_neighbours"),
+        text_kl=figures.get("text_kl"),
         failures=_failures(sides),
     )
 
@@ -82,7 +87,9 @@ def _choices(
     encoders: tuple[Encoder, Encoder], vectors: Sequence[Floats], texts: Sequence[Floats]
 ) -> dict[str, Doubles]:
     count, classes = len(vectors[0]), len(texts[0])
-    out = {name: np.zeros(count) for name in ("top1", "top5", "kl")}
+    # Of 10 classes or fewer all are among the 10 nearest: there is no neighbourhood to compare.
+    near = ("text_neighbours", "text_kl") if classes > NEIGHBOURS else ()
+    out = {name: np.zeros(count) for name in ("top1", "top5", "kl", *near)}
     for rows in row_blocks(count, classes, 16 << 20):
         logits = []
         for encoder, own, text in zip(encoders, vectors, texts, strict=True):
@@ -91,6 +98,9 @@ def _choices(
         out["top1"][rows] = measures.overlap_at(logits[0], logits[1], 1)
         out["top5"][rows] = measures.overlap_at(logits[0], logits[1], 5)
         out["kl"][rows] = measures.kl_divergence(logits[0], logits[1])
+        if near:
+            out["text_neighbours"][rows] = measures.overlap_at(logits[0], logits[1], NEIGHBOURS)
+            out["text_kl"][rows] = measures.top_k_kl(logits[0], logits[1], NEIGHBOURS)
     return out
 
 

@@ -23,9 +23,9 @@ HEADLINES: dict[str, tuple[str, ...]] = {
     ),
     "shift": ("reference", "mean", "worst", "gap"),
     "robustness": ("clean", "mean", "relative"),
-    "agreement": ("top1", "top5", "kl", "neighbours", "cka", "cosine"),
+    "agreement": ("top1", "top5", "kl", "text_neighbours", "text_kl", "neighbours", "cka", "cosine", "distance"),
 }
-LOWER_IS_BETTER = frozenset({"ece", "gap", "kl"})
+LOWER_IS_BETTER = frozenset({"ece", "gap", "kl", "text_kl", "distance"})
 
 
 @dataclass(frozen=True)

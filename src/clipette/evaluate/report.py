@@ -39,9 +39,12 @@ WORDS = {
     "clean": "clean images",
     "relative": "share that survives",
     "kl": "KL(reference ‖ model), nats",
+    "text_neighbours": "10 nearest class texts shared",
+    "text_kl": "KL over the reference's 10 nearest class texts, nats",
     "neighbours": "10 nearest neighbours shared",
     "cka": "CKA",
     "cosine": "cosine",
+    "distance": "distance",
     "prediction_entropy": "entropy of predictions",
 }
 AGREEMENT_WORDS = {"top1": "same first class", "top5": "five best classes shared"}
@@ -180,7 +183,8 @@ def charts(comparison: Comparison) -> list[Chart]:
 def _headline_bars(comparison: Comparison) -> list[Chart]:
     out = []
     wanted = {"zero_shot": ("top1", "top5", "mean_per_class", "base", "novel"), "retrieval": None, "agreement": None}
-    lines = [line for line in comparison.lines() if line.measure not in ("kl", "ece")]
+    # Bars are shares, of which more is better: errors, divergences and distances have other scales.
+    lines = [line for line in comparison.lines() if line.measure not in LOWER_IS_BETTER]
     for (title, dataset), group in grouped(lines).items():
         kind = group[0].kind
         if kind not in wanted:

@@ -242,8 +242,10 @@ class AgreementResult:
 
     ``top1``: same first class. ``top5``: share of the five best classes in common. ``kl``: KL(teacher || student) in
     nats per image. ``neighbours``: share of the 10 nearest images in common. ``cka``: linear CKA of the image vectors.
-    ``cosine``: mean cosine of the two vectors of an image; None where the spaces differ. The first three are None for a
-    data set without class names.
+    ``cosine``, ``distance``: mean cosine, and mean length of the difference, of the two vectors of an image; None where
+    the spaces differ. ``text_neighbours``: share of the 10 class texts nearest to an image in common; ``text_kl``:
+    ``kl`` over the teacher's 10 nearest alone; None up to 10 classes. ``top1``, ``top5``, ``kl`` are None for a data
+    set without class names.
     """
 
     model: str
@@ -256,11 +258,22 @@ class AgreementResult:
     top5: Figure | None = None
     kl: Figure | None = None
     cosine: Figure | None = None
+    distance: Figure | None = None
+    text_neighbours: Figure | None = None
+    text_kl: Figure | None = None
     failures: tuple[Failure, ...] = ()
 
     def figures(self) -> dict[str, Figure]:
         """Flat ``name -> Figure``."""
-        named = {"top1": self.top1, "top5": self.top5, "kl": self.kl, "cosine": self.cosine}
+        named = {
+            "top1": self.top1,
+            "top5": self.top5,
+            "kl": self.kl,
+            "text_neighbours": self.text_neighbours,
+            "text_kl": self.text_kl,
+            "cosine": self.cosine,
+            "distance": self.distance,
+        }
         out = {name: figure for name, figure in named.items() if figure is not None}
         return out | {"neighbours": self.neighbours, "cka": self.cka}
 

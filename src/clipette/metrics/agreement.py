@@ -6,7 +6,15 @@ import numpy as np
 
 from clipette.errors import DataError
 from clipette.metrics.calibration import log_softmax
-from clipette.metrics.similarity import BLOCK_BYTES, Doubles, Reals, cosines, inclusion, row_blocks
+from clipette.metrics.similarity import (
+    BLOCK_BYTES,
+    Doubles,
+    Reals,
+    cosines,
+    inclusion,
+    row_blocks,
+    top_k_of_scores,
+)
 from clipette.types import Ints
 
 
@@ -33,10 +41,34 @@ def kl_divergence(teacher_logits: Reals, student_logits: Reals) -> Doubles:
     return np.asarray(np.maximum((np.exp(teacher) * (teacher - student)).sum(axis=1), 0.0), dtype=np.float64)
 
 
+def top_k_kl(teacher_logits: Reals, student_logits: Reals, k: int) -> Doubles:
+    """KL(softmax(teacher) || softmax(student)) over the k columns that the teacher puts first, per row [N], in nats.
+
+    Both softmaxes run over those k columns alone: is the neighbourhood weighed alike, whatever lies outside it? k is
+    cut to C; of columns that tie for the last place, the first are taken. Li et al. (OOD distillation), ICCV 2023,
+    measure how consistent image-text neighbourhoods stay; their formula is in neither their code nor any text we
+    could read, so this reading is ours: their loss L_vlalign as a measure.
+    """
+    _same_shape(teacher_logits, student_logits, "logits")
+    chosen = top_k_of_scores(teacher_logits, k)
+    return kl_divergence(*(np.take_along_axis(logits, chosen, axis=1) for logits in (teacher_logits, student_logits)))
+
+
 def cosine(left: Reals, right: Reals) -> Doubles:
     """Cosine of the i-th unit vectors of both [N]; meaningful only in one space."""
     _same_shape(left, right, "vectors")
     return np.asarray(np.einsum("nd,nd->n", left, right, dtype=np.float64), dtype=np.float64)
+
+
+def distance(left: Reals, right: Reals) -> Doubles:
+    """Length |left_i - right_i| of the difference of the i-th unit vectors of both [N], 0 to 2; only in one space.
+
+    The square is 2 - 2 cosine, but means differ: a few images far off weigh less here. Our reading of the closeness of
+    visual spaces in Li et al. (OOD distillation), ICCV 2023, whose formula we could not read; where spaces differ,
+    ``linear_cka`` and ``neighbour_overlap`` ask the same of relations alone.
+    """
+    _same_shape(left, right, "vectors")
+    return np.asarray(np.linalg.norm(left.astype(np.float64) - right.astype(np.float64), axis=1), dtype=np.float64)
 
 
 def neighbour_overlap(
