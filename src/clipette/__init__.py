@@ -7,7 +7,8 @@ The verbs of the command line are functions here, loaded when first used (import
     encoder = clipette.load("runs/student")
     vectors = encoder.encode_images(["photo.jpg"])
 
-``load``, ``pour``, ``pretrain``, ``distill``, ``evaluate``, ``compare``, ``classify``, ``demo``, ``doctor``.
+``load``, ``pour``, ``pretrain``, ``distill``, ``evaluate``, ``compare``, ``classify``, ``export``,
+``demo``, ``doctor``.
 """
 
 from __future__ import annotations
@@ -22,9 +23,21 @@ from clipette.version import VERSION as __version__
 if TYPE_CHECKING:
     from clipette.health import doctor
     from clipette.resolve import resolve as load
-    from clipette.verbs import classify, compare, demo, distill, evaluate, pour, pretrain
+    from clipette.verbs import classify, compare, demo, distill, evaluate, export, pour, pretrain
 
-__all__ = ["__version__", "classify", "compare", "demo", "distill", "doctor", "evaluate", "load", "pour", "pretrain"]
+__all__ = [
+    "__version__",
+    "classify",
+    "compare",
+    "demo",
+    "distill",
+    "doctor",
+    "evaluate",
+    "export",
+    "load",
+    "pour",
+    "pretrain",
+]
 
 # Public name -> (module, name there).
 _PUBLIC = {
@@ -32,7 +45,7 @@ _PUBLIC = {
     "doctor": ("clipette.health", "doctor"),
     **{
         verb: ("clipette.verbs", verb)
-        for verb in ("pour", "pretrain", "distill", "evaluate", "compare", "classify", "demo")
+        for verb in ("pour", "pretrain", "distill", "evaluate", "compare", "classify", "export", "demo")
     },
 }
 

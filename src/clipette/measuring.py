@@ -169,7 +169,7 @@ def _side_by_side(
     costs = measure_costs(encoders, TIMING)
     return side_by_side(
         [
-            Entry(evaluation, cost, _card(reference), _run_of(reference))
+            Entry(evaluation, cost, recorded_card(reference), _run_of(reference))
             for reference, evaluation, cost in zip(references, evaluations, costs, strict=True)
         ]
     )
@@ -181,10 +181,10 @@ def _run_of(reference: str) -> Path | None:
     return folder if (folder / "metrics.jsonl").is_file() else None
 
 
-def _card(reference: str) -> Mapping[str, object]:
+def recorded_card(reference: str) -> Mapping[str, object]:
     """Where a model comes from: what its run recorded, or the reference itself."""
     folder = Path(reference.removeprefix("run:")).expanduser()
-    for path in (folder / "model" / "model.json", folder / "model.json"):
+    for path in (folder / "model" / "model.json", folder / "model.json", folder / "manifest.json"):
         if path.is_file():
             try:
                 card = json.loads(path.read_text(encoding="utf-8")).get("card")

@@ -6,6 +6,7 @@
 ``lit:./pair.yaml``                          an image backbone and a text encoder, paired by heads
 ``stored:./embeddings``                      stored embeddings: our store, clip-retrieval's folder, ``.npy``, ``.npz``
 ``./runs/student``                           a run directory, or a folder that ``save_model`` wrote
+``./student.bundle``                         what ``clipette export`` wrote: it runs without PyTorch
 ===========================================  ======================================================================
 """
 
@@ -46,6 +47,12 @@ def _stored(rest: str, device: str | None, precision: str) -> Encoder:
     return open_stored(rest)
 
 
+def _bundle(rest: str, device: str | None, precision: str) -> Encoder:
+    from clipette.runtime import load_bundle
+
+    return load_bundle(rest, name=Path(rest).name)
+
+
 def _folder(rest: str, device: str | None, precision: str) -> Encoder:
     from clipette.models.inference import TorchEncoder
     from clipette.models.saved import load_model
@@ -73,6 +80,8 @@ def resolve(reference: str, *, device: str | None = None, precision: str = "fp32
     if reference and path.is_dir():
         if (path / "store.json").is_file():
             return _stored(str(path), device, precision)
+        if (path / "manifest.json").is_file():
+            return _bundle(str(path), device, precision)
         return _folder(str(path), device, precision)
     if path.suffix in (".npz", ".npy") and path.is_file():
         return _stored(str(path), device, precision)

@@ -17,6 +17,7 @@ from clipette.errors import ConfigError
 from clipette.measuring import classify as classify
 from clipette.measuring import compare as compare
 from clipette.measuring import evaluate as evaluate
+from clipette.measuring import recorded_card
 from clipette.models.inference import TorchEncoder
 from clipette.models.spec import ModelSpec
 from clipette.models.stored import StoredEncoder
@@ -158,6 +159,21 @@ def distill(
         online=teacher_online,
         listed=listed,
     )
+
+
+def export(model: str, out: str | Path) -> dict[str, object]:
+    """Write ``model`` as a bundle that needs no PyTorch to the folder ``out``; what was written, and its parity.
+
+    Raises ``UnsupportedError`` where a tower or tokenizer has no such form, or would not say the same.
+    """
+    from clipette.export.bundle import export_bundle
+
+    encoder = resolve(model, device="cpu")
+    if not isinstance(encoder, TorchEncoder):
+        raise ConfigError(f"{model} is no PyTorch model: it has nothing to export")
+    found = export_bundle(encoder, out, card=recorded_card(model))
+    difference = {"images": found.parity.images, "texts": found.parity.texts}
+    return {"bundle": str(found.path), "bytes": found.bytes, "largest_difference": difference}
 
 
 def demo(out: str | Path = "runs/demo", seed: int = 0) -> dict[str, Any]:

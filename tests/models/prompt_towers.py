@@ -20,8 +20,9 @@ from clipette.data.preprocess import Preprocess
 from clipette.models.core import Blueprint, ImageTower, TextTower
 from clipette.models.open_clip_models import OpenClipText
 from clipette.models.text import HFTextTrunk, SmallTextTrunk
-from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer, WordTokenizer
+from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer
 from clipette.models.transformers_models import PooledImage, PooledText
+from clipette.runtime.words import WordTokenizer
 
 WIDTH, DIM, SIZE, LAYERS = 16, 6, 32, 3
 HF = {"hidden_size": WIDTH, "intermediate_size": 24, "num_hidden_layers": LAYERS, "num_attention_heads": 2}

@@ -391,7 +391,7 @@ def test_a_masked_encoder_groups_texts_of_like_length(pool: str) -> None:
     ids, lengths = mixed_lengths(150, 20)
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
     tokens = {"input_ids": ids, "attention_mask": mask}
-    torch.testing.assert_close(trunk(tokens), trunk._pooled(tokens), atol=2e-6, rtol=0)
+    torch.testing.assert_close(trunk(tokens), trunk.pooled(tokens), atol=2e-6, rtol=0)
     # Padding on the left is left as it is: cut from the right it would lose its words.
     left = {name: value.flip(1) for name, value in tokens.items()}
-    torch.testing.assert_close(trunk(left), trunk._pooled(left), atol=0, rtol=0)
+    torch.testing.assert_close(trunk(left), trunk.pooled(left), atol=0, rtol=0)

@@ -8,13 +8,9 @@ import open_clip
 import pytest
 
 from clipette.errors import ConfigError, ModelError
-from clipette.models.token_files import DESCRIPTION
-from clipette.models.tokenizers import (
-    HFTokenizer,
-    OpenClipTokenizer,
-    WordTokenizer,
-    build_tokenizer,
-)
+from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer, build_tokenizer
+from clipette.runtime.token_files import DESCRIPTION
+from clipette.runtime.words import WordTokenizer
 
 TEXTS = ["A photo of a DOG,  running!", "", "naïve café ☕ " * 40, "&amp; <b>x</b>"]
 

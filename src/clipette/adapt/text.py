@@ -13,7 +13,8 @@ from clipette.errors import ConfigError
 from clipette.models.anatomy import TextPlaces, text_places
 from clipette.models.core import TextTower
 from clipette.models.inject import RECOMPUTED, replacing, spliced
-from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer, WordTokenizer
+from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer
+from clipette.runtime.words import WordTokenizer
 from clipette.types import Ints, Tokenizer
 
 # Words that may hold the context's places: the first that is one token of the tower's tokenizer. CoOp's own is X.

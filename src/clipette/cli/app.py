@@ -11,7 +11,20 @@ from typing import Annotated
 
 import typer
 
-from clipette.cli import classify, compare, demo, distill, doctor, evaluate, pour, pretrain, recipes, render, store
+from clipette.cli import (
+    classify,
+    compare,
+    demo,
+    distill,
+    doctor,
+    evaluate,
+    export,
+    pour,
+    pretrain,
+    recipes,
+    render,
+    store,
+)
 from clipette.errors import ClipetteError, UserError
 from clipette.version import VERSION
 
@@ -25,6 +38,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "evaluate": (evaluate.evaluate, evaluate.EXAMPLES),
     "compare": (compare.compare, compare.EXAMPLES),
     "classify": (classify.classify, classify.EXAMPLES),
+    "export": (export.export, export.EXAMPLES),
     "render": (render.render, render.EXAMPLES),
     "recipes": (recipes.recipes, recipes.EXAMPLES),
     "doctor": (doctor.doctor, doctor.EXAMPLES),

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL.Image import Image
 
-from clipette.data.images import DecodeSettings, decode_image, upright_rgb
-from clipette.data.loading import iter_images
-from clipette.errors import BadImageError
+from clipette.data.images import DecodeSettings
 from clipette.memory import keep_freed_memory
 from clipette.models.core import DualEncoder, weights_digest
-from clipette.progress import track
-from clipette.types import Encoded, Failure, Floats, ImageInput, Sample
+from clipette.runtime import batches
+from clipette.types import Encoded, Floats, ImageInput, Sample
 
 
 def default_device(name: str | None = None) -> torch.device:
@@ -98,54 +94,36 @@ class TorchEncoder:
         return out
 
     def encode_images(self, images: Sequence[ImageInput], *, batch_size: int = 64) -> Floats:
-        preprocess = self.model.image_tower().preprocess
-        pieces = []
-        for start in range(0, len(images), batch_size):
-            opened = [self._open(image) for image in images[start : start + batch_size]]
-            pieces.append(self.encode_pixels(np.stack([preprocess(image) for image in opened])))
-        return np.concatenate(pieces) if pieces else np.zeros((0, self.dim), np.float32)
-
-    def _open(self, image: ImageInput) -> Image:
-        if isinstance(image, Image):
-            return upright_rgb(image)
-        if isinstance(image, bytes):
-            return decode_image(image, location="<bytes>", settings=self.settings)
-        try:
-            data = Path(image).read_bytes()
-        except OSError as error:
-            raise BadImageError(f"{image}: cannot be read ({error.strerror or error})") from error
-        return decode_image(data, location=str(image), settings=self.settings)
+        return batches.encode_images(
+            images,
+            self.encode_pixels,
+            self.model.image_tower().preprocess,
+            dim=self.dim,
+            batch_size=batch_size,
+            settings=self.settings,
+        )
 
     def encode_samples(self, samples: Sequence[Sample], *, batch_size: int = 64, progress: bool = False) -> Encoded:
-        preprocess = self.model.image_tower().preprocess
-        keys: list[str] = []
-        failures: list[Failure] = []
-        waiting: list[Floats] = []
-        pieces: list[Floats] = []
-        stream = iter_images(samples, settings=self.settings, want=preprocess.size)
-        for index, image in track(stream, total=len(samples), description=f"encode {self.name}", enabled=progress):
-            if isinstance(image, Failure):
-                failures.append(image)
-                continue
-            keys.append(samples[index].key)
-            waiting.append(preprocess(image))
-            if len(waiting) == batch_size:
-                pieces.append(self.encode_pixels(np.stack(waiting)))
-                waiting = []
-        if waiting:
-            pieces.append(self.encode_pixels(np.stack(waiting)))
-        vectors = np.concatenate(pieces) if pieces else np.zeros((0, self.dim), np.float32)
-        return Encoded(tuple(keys), vectors, tuple(failures))
+        return batches.encode_samples(
+            samples,
+            self.encode_pixels,
+            self.model.image_tower().preprocess,
+            name=self.name,
+            dim=self.dim,
+            batch_size=batch_size,
+            settings=self.settings,
+            progress=progress,
+        )
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> Floats:
         tower = self.model.text_tower()
-        # Encoding by length keeps padding, and so the cost, low; the order is put back at the end.
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        out = np.zeros((len(texts), self.dim), np.float32)
-        for start in range(0, len(texts), batch_size):
-            rows = order[start : start + batch_size]
-            tokens = tower.tokenizer([texts[i] for i in rows])
+
+        def encode(rows: Sequence[str]) -> Floats:
             with self._mode():
-                tensors = {name: torch.from_numpy(value).to(self.device) for name, value in tokens.items()}
-                out[rows] = self.model.encode_text(tensors).cpu().numpy()
-        return out
+                tensors = {
+                    name: torch.from_numpy(value).to(self.device) for name, value in tower.tokenizer(rows).items()
+                }
+                out: Floats = self.model.encode_text(tensors).cpu().numpy()
+            return out
+
+        return batches.encode_texts(texts, encode, dim=self.dim, batch_size=batch_size)

@@ -36,7 +36,7 @@ from clipette.models.inherit_rules import (
     plain_shortcut,
     projection_of,
 )
-from clipette.models.tokenizers import WordTokenizer
+from clipette.runtime.words import WordTokenizer
 from clipette.types import Tokenizer
 
 By = Literal["leading", "norm"]

@@ -26,7 +26,8 @@ from clipette.models.prompted import prompted_image
 from clipette.models.prompts import DeepPrompts
 from clipette.models.spec import HeadSpec, HFText, ModelSpec, OpenClipPart, SmallText, TeacherText, TimmImage
 from clipette.models.text import HFTextTrunk, SmallTextTrunk, encoder_config_bytes, keep_layers
-from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer, WordTokenizer
+from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer
+from clipette.runtime.words import WordTokenizer
 from clipette.types import Tokenizer
 
 SIGLIP_SCALE, SIGLIP_BIAS = math.log(10.0), -10.0

@@ -55,12 +55,13 @@ class HFTextTrunk(nn.Module):
         lengths = mask.sum(dim=1)
         # Padding on the left would move with the width.
         if len(mask) == 0 or bool((mask[:, :1] == 0).any()):
-            return self._pooled(tokens)
+            return self.pooled(tokens)
         return encode_by_length(
-            lambda rows, length: self._pooled({name: value[rows, :length] for name, value in tokens.items()}), lengths
+            lambda rows, length: self.pooled({name: value[rows, :length] for name, value in tokens.items()}), lengths
         )
 
-    def _pooled(self, tokens: Mapping[str, Tensor]) -> Tensor:
+    def pooled(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        """All rows at the width of the batch: what ``forward`` does to each group."""
         hidden: Tensor = self.encoder(**tokens).last_hidden_state
         if self.pool == "cls":
             return hidden[:, 0]

@@ -1,0 +1,49 @@
+"""The page that travels with a bundle: what it is, where it comes from, how to use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+TEMPLATE = """\
+# {name}
+
+A bundle of Clipette {clipette}: it runs without PyTorch.
+
+| | |
+|---|---|
+| embedding space | `{space}` |
+| width | {dim} |
+| logit scale, bias | {logit_scale:.4g}, {logit_bias:.4g} |
+| image tower | {image} |
+| text side | {text} |
+| precision | {precision}, ONNX operator set {opset} |
+
+Vectors of two models are comparable if and only if their embedding spaces are equal.
+
+```python
+import clipette
+
+encoder = clipette.load("{name}.bundle")
+encoder.encode_images(["photo.jpg"]) @ encoder.encode_texts(["a photo of a dog"]).T
+```
+
+## Where it comes from
+
+```json
+{origin}
+```
+
+The licences of the teacher, of the student's starting weights and of the data apply to this bundle.
+"""
+
+
+def write_card(facts: Mapping[str, Any]) -> str:
+    """The card of a bundle whose manifest says ``facts``."""
+    image, text = facts["image"], facts["text"]
+    seen = "none" if image is None else "×".join(str(side) for side in image["preprocess"]["size"]) + " pixels"
+    kinds = {"stored": "stored texts only", "clip": "CLIP's byte pairs", "words": "words", "hf": "tokenizer.json"}
+    read = "none" if text is None else kinds[text["tokenizer"]["kind"]]
+    origin = json.dumps(facts["card"], indent=2, ensure_ascii=False, sort_keys=True)
+    return TEMPLATE.format(**{**facts, "image": seen, "text": read, "origin": origin})

@@ -1,0 +1,92 @@
+"""Images and texts in batches through any encoder: what all of them share around the one call that differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL.Image import Image
+
+from clipette.data.images import DecodeSettings, decode_image, upright_rgb
+from clipette.data.loading import iter_images
+from clipette.data.preprocess import Preprocess
+from clipette.errors import BadImageError
+from clipette.progress import track
+from clipette.types import Encoded, Failure, Floats, ImageInput, Sample
+
+# Pixels [B, 3, H, W], or B strings, to unit vectors [B, D].
+EncodePixels = Callable[[Floats], Floats]
+EncodeStrings = Callable[[Sequence[str]], Floats]
+
+
+def open_image(image: ImageInput, settings: DecodeSettings) -> Image:
+    """An upright RGB image of a path, encoded bytes or a Pillow image. Raises ``BadImageError``."""
+    if isinstance(image, Image):
+        return upright_rgb(image)
+    if isinstance(image, bytes):
+        return decode_image(image, location="<bytes>", settings=settings)
+    try:
+        data = Path(image).read_bytes()
+    except OSError as error:
+        raise BadImageError(f"{image}: cannot be read ({error.strerror or error})") from error
+    return decode_image(data, location=str(image), settings=settings)
+
+
+def encode_images(
+    images: Sequence[ImageInput],
+    encode: EncodePixels,
+    preprocess: Preprocess,
+    *,
+    dim: int,
+    batch_size: int,
+    settings: DecodeSettings,
+) -> Floats:
+    """``Encoder.encode_images``: [N, D]. Raises ``BadImageError`` on the first image that cannot be read."""
+    pieces = []
+    for start in range(0, len(images), batch_size):
+        opened = [open_image(image, settings) for image in images[start : start + batch_size]]
+        pieces.append(encode(np.stack([preprocess(image) for image in opened])))
+    return np.concatenate(pieces) if pieces else np.zeros((0, dim), np.float32)
+
+
+def encode_samples(
+    samples: Sequence[Sample],
+    encode: EncodePixels,
+    preprocess: Preprocess,
+    *,
+    name: str,
+    dim: int,
+    batch_size: int,
+    settings: DecodeSettings,
+    progress: bool,
+) -> Encoded:
+    """``Encoder.encode_samples``: what cannot be read becomes a ``Failure``."""
+    keys: list[str] = []
+    failures: list[Failure] = []
+    waiting: list[Floats] = []
+    pieces: list[Floats] = []
+    stream = iter_images(samples, settings=settings, want=preprocess.size)
+    for index, image in track(stream, total=len(samples), description=f"encode {name}", enabled=progress):
+        if isinstance(image, Failure):
+            failures.append(image)
+            continue
+        keys.append(samples[index].key)
+        waiting.append(preprocess(image))
+        if len(waiting) == batch_size:
+            pieces.append(encode(np.stack(waiting)))
+            waiting = []
+    if waiting:
+        pieces.append(encode(np.stack(waiting)))
+    vectors = np.concatenate(pieces) if pieces else np.zeros((0, dim), np.float32)
+    return Encoded(tuple(keys), vectors, tuple(failures))
+
+
+def encode_texts(texts: Sequence[str], encode: EncodeStrings, *, dim: int, batch_size: int) -> Floats:
+    """``Encoder.encode_texts``: by length, which keeps padding and so the cost low; rows in the order of ``texts``."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    out = np.zeros((len(texts), dim), np.float32)
+    for start in range(0, len(texts), batch_size):
+        rows = order[start : start + batch_size]
+        out[rows] = encode([texts[i] for i in rows])
+    return out

@@ -1,0 +1,97 @@
+"""A bundle on disk: what files it has, that they are whole, and that nothing points outside.
+
+::
+
+    manifest.json     format, name, embedding space, width, scale, bias, both sides, size and digest of every file
+    image.onnx        pixels [N, 3, H, W] → unit vectors [N, D]
+    preprocess.json   how an image becomes pixels
+    text.onnx         token ids (and a mask) → unit vectors [N, D]
+    tokenizer/        what the tokenizer reads (tokenizer.json of the library ``tokenizers``, or a list of words)
+    classes.npy       in place of a text tower: stored vectors of the texts in classes.json
+    card.md           where it comes from
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipette.errors import ModelError
+from clipette.io import digest
+
+FORMAT, VERSION = "clipette-bundle", 1
+MANIFEST = "manifest.json"
+# The newest operator set that the export writes; an older onnxruntime would say so in its own words, and late.
+OPSET = 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that has been checked: every file is there, whole, and inside the folder."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    files: Mapping[str, bytes]
+
+    def side(self, name: str) -> Mapping[str, Any] | None:
+        """``image`` or ``text``: its part of the manifest, or None."""
+        found: Mapping[str, Any] | None = self.manifest[name]
+        return found
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether the folder claims to be a bundle."""
+    return (path / MANIFEST).is_file() and not (path / "store.json").is_file()
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Read and check a bundle. Raises ``ModelError``: no bundle, a newer format, a file missing, cut or changed."""
+    root = Path(path)
+    manifest = _manifest(root)
+    files = {name: _checked(root, str(name), record) for name, record in manifest["files"].items()}
+    return Bundle(root, manifest, files)
+
+
+def _manifest(root: Path) -> Mapping[str, Any]:
+    path = root / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{root}: no bundle here ({MANIFEST}: {error.strerror}); make one: clipette export") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: damaged ({error}); export the model again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ModelError(f"{path}: this is not a bundle of Clipette; make one: clipette export")
+    if manifest.get("version") != VERSION:
+        raise ModelError(
+            f"{path}: version {manifest.get('version')!r} of the format, this Clipette reads {VERSION}: "
+            "export again, or use the Clipette that wrote it"
+        )
+    needed = ("name", "space", "dim", "logit_scale", "logit_bias", "image", "text", "opset", "files")
+    missing = [name for name in needed if name not in manifest]
+    if missing or not isinstance(manifest["files"], dict):
+        raise ModelError(f"{path}: damaged, it does not say {', '.join(missing) or 'its files'}; export again")
+    if int(manifest["opset"]) > OPSET:
+        raise ModelError(
+            f"{path}: ONNX operator set {manifest['opset']}, this Clipette reads up to {OPSET}: upgrade it"
+        )
+    return manifest
+
+
+def _checked(root: Path, name: str, record: Mapping[str, Any]) -> bytes:
+    path = (root / name).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise ModelError(f"{root / MANIFEST}: the file '{name}' lies outside the bundle: refused")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: missing ({error.strerror}); copy the whole bundle again") from error
+    if len(data) != record.get("size") or digest(data) != record.get("digest"):
+        raise ModelError(
+            f"{path}: not the file that was exported ({len(data)} of {record.get('size')} bytes, or changed); "
+            "copy the whole bundle again"
+        )
+    return data

@@ -1,0 +1,133 @@
+"""A bundle as an ``Encoder``: what evaluation, index and server use, without PyTorch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from clipette.data.images import DecodeSettings
+from clipette.data.preprocess import Preprocess
+from clipette.errors import UnsupportedError
+from clipette.runtime import batches
+from clipette.runtime.bundle import Bundle, open_bundle
+from clipette.runtime.sessions import Session
+from clipette.runtime.tokens import build_tokenizer
+from clipette.types import Encoded, Floats, ImageInput, Sample
+
+
+class BundleEncoder:
+    """``types.Encoder`` over a bundle's graphs.
+
+    ``threads``: of each session; by default the cores that this process may use. Sessions start when first needed.
+    """
+
+    def __init__(self, bundle: Bundle, *, name: str | None = None, threads: int | None = None) -> None:
+        self.bundle = bundle
+        self.settings = DecodeSettings()
+        manifest = bundle.manifest
+        self._name = name or str(manifest["name"])
+        self._threads = threads
+        self._image = self._session("image")
+        text = bundle.side("text")
+        stored = text is not None and text["tokenizer"]["kind"] == "stored"
+        self._text = None if stored else self._session("text")
+        self._table = _table(bundle, text["file"]) if stored and text is not None else None
+        self.tokenizer = None if text is None else build_tokenizer(text["tokenizer"], bundle.files)
+        image = bundle.side("image")
+        self.preprocess = None if image is None else Preprocess.from_dict(image["preprocess"])
+
+    def _session(self, side: str) -> Session | None:
+        part = self.bundle.side(side)
+        if part is None:
+            return None
+        file = part["file"]
+        return Session(self.bundle.files[file], where=str(self.bundle.path / file), threads=self._threads)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def space(self) -> str:
+        return str(self.bundle.manifest["space"])
+
+    @property
+    def dim(self) -> int:
+        return int(self.bundle.manifest["dim"])
+
+    @property
+    def logit_scale(self) -> float:
+        return float(self.bundle.manifest["logit_scale"])
+
+    @property
+    def logit_bias(self) -> float:
+        return float(self.bundle.manifest["logit_bias"])
+
+    @property
+    def can_encode_text(self) -> bool:
+        return self.tokenizer is not None
+
+    @property
+    def can_encode_images(self) -> bool:
+        return self._image is not None
+
+    def encode_pixels(self, pixels: Floats) -> Floats:
+        """Unit vectors [B, D] of already preprocessed pixels [B, 3, H, W]."""
+        if self._image is None:
+            raise UnsupportedError(f"{self.name} has no image tower: it cannot encode images")
+        out: Floats = self._image({"pixels": np.ascontiguousarray(pixels)})
+        return out
+
+    def _preprocess(self) -> Preprocess:
+        if self.preprocess is None:
+            raise UnsupportedError(f"{self.name} has no image tower: it cannot encode images")
+        return self.preprocess
+
+    def encode_images(self, images: Sequence[ImageInput], *, batch_size: int = 64) -> Floats:
+        return batches.encode_images(
+            images,
+            self.encode_pixels,
+            self._preprocess(),
+            dim=self.dim,
+            batch_size=batch_size,
+            settings=self.settings,
+        )
+
+    def encode_samples(self, samples: Sequence[Sample], *, batch_size: int = 64, progress: bool = False) -> Encoded:
+        return batches.encode_samples(
+            samples,
+            self.encode_pixels,
+            self._preprocess(),
+            name=self.name,
+            dim=self.dim,
+            batch_size=batch_size,
+            settings=self.settings,
+            progress=progress,
+        )
+
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> Floats:
+        return batches.encode_texts(texts, self._encode_strings, dim=self.dim, batch_size=batch_size)
+
+    def _encode_strings(self, texts: Sequence[str]) -> Floats:
+        if self.tokenizer is None:
+            raise UnsupportedError(f"{self.name} has no text side: it cannot encode texts")
+        tokens = self.tokenizer(texts)
+        out: Floats
+        if self._text is not None:
+            out = self._text(tokens)
+        elif self._table is not None:
+            out = self._table[tokens["row"][:, 0]]
+        return out
+
+
+def _table(bundle: Bundle, file: str) -> Floats:
+    vectors: Floats = np.load(io.BytesIO(bundle.files[file]), allow_pickle=False).astype(np.float32)
+    return vectors
+
+
+def load_bundle(path: str | Path, *, name: str | None = None, threads: int | None = None) -> BundleEncoder:
+    """A bundle's encoder. Raises ``ModelError`` where the bundle is not whole."""
+    return BundleEncoder(open_bundle(path), name=name, threads=threads)
