@@ -64,6 +64,8 @@ def test_teacher_and_student_must_see_the_same_batch() -> None:
         dkd(ones(3, 5), ones(3, 6))
     with pytest.raises(InternalError, match="labels do not number"):
         class_text_ce(ones(3, 4), ones(5, 4), torch.arange(2), scale=1.0)
+    with pytest.raises(InternalError, match="sample weights do not number the 3 images"):
+        class_text_kl(ones(3, 4), ones(3, 4), ones(5, 4), ones(5, 4), **SCALES, sample_weight=torch.ones(5))
 
 
 def test_an_empty_batch_is_refused_rather_than_nan() -> None:

@@ -111,8 +111,7 @@ def one_image_of_dist(case: Case) -> bool:
 def test_a_batch_seen_twice_costs_the_same(case: Case) -> None:
     tensors = {**case.student, **case.teacher}
     twice = {name: tensor.repeat(2, 1) for name, tensor in tensors.items() if name in PER_IMAGE}
-    if "labels" in case.options:
-        twice["labels"] = case.options["labels"].repeat(2)
+    twice |= {name: case.options[name].repeat(2) for name in ("labels", "sample_weight") if name in case.options}
     assert case.ours(**twice).item() == pytest.approx(case.ours().item(), rel=1e-6, abs=1e-9)
 
 

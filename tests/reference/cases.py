@@ -193,6 +193,15 @@ def class_texts() -> Iterator[Case]:
         pair = {"image": student["student_image"], "classes": student["student_classes"]}
         numbers = {"scale": 3.0, "bias": -1.0}
         yield Case("class_text_ce", label, pair, student_numbers=numbers, options={"labels": labels})
+    # Images that weigh differently, one of them nothing.
+    weighed = {"sample_weight": torch.arange(b, dtype=torch.float64) / 2}
+    options = {"labels": labels, **weighed}
+    yield Case("class_text_ce", "weighed", pair, student_numbers=numbers, options=options)
+    yield Case("class_text_kl", "weighed", student, teacher, *biased, {"top_k": 2, **weighed})
+    for off in (False, True):
+        yield Case("class_text_bce", f"weighed-{off}", student, teacher, *biased, {"subtract_entropy": off, **weighed})
+    for name in ("class_text_dkd", "class_text_standardized_kl"):
+        yield Case(name, "weighed", student, teacher, *scales, {"temperature": 2.0, **weighed})
 
 
 def raw_logits() -> Iterator[Case]:
@@ -206,6 +215,9 @@ def raw_logits() -> Iterator[Case]:
             yield Case(name, f"{label}-T3", student, teacher, options={"temperature": 3.0})
         weights = {"alpha": 0.5, "beta": 2.0, "labels": torch.arange(b) % c}
         yield Case("dkd", f"{label}-labels", student, teacher, options=weights)
+        confidence = {"sample_weight": torch.rand(b, generator=make, dtype=torch.float64)}
+        yield Case("dkd", f"{label}-weighed", student, teacher, options={**weights, **confidence})
+        yield Case("standardized_kl", f"{label}-weighed", student, teacher, options=confidence)
         yield Case("dist", f"{label}-weights", student, teacher, options={"beta": 0.5, "gamma": 3.0})
 
 
@@ -232,6 +244,9 @@ def several_teachers() -> Iterator[Case]:
                 ]
                 options = {"teachers": teachers, "subtract_entropy": mix == "masked"}
                 yield Case(name, f"B{b}-C{c}-{mix}", student, {}, {"student_scale": 4.0}, {}, options)
+                if name == "class_text_ensemble":
+                    weighed = {**options, "sample_weight": torch.arange(b, dtype=torch.float64)}
+                    yield Case(name, f"B{b}-C{c}-{mix}-weighed", student, {}, {"student_scale": 4.0}, {}, weighed)
 
 
 CASES = [

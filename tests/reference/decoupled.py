@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from reference.plain import Matrix, Vector, divided, kl, logits, mean, softmax, transpose
+from reference.plain import Matrix, Vector, divided, kl, logits, mean, softmax, transpose, weighted_mean
 
 
 def dkd(
@@ -14,6 +14,7 @@ def dkd(
     alpha: float = 1.0,
     beta: float = 8.0,
     temperature: float = 1.0,
+    sample_weight: Vector | None = None,
 ) -> float:
     terms = []
     for i in range(len(student)):
@@ -27,7 +28,7 @@ def dkd(
             term += alpha * kl([t[y], t_rest], [s[y], s_rest])
             term += beta * kl([t[c] / t_rest for c in rest], [s[c] / s_rest for c in rest])
         terms.append(temperature**2 * term)
-    return mean(terms)
+    return weighted_mean(terms, sample_weight)
 
 
 def pearson(a: Vector, b: Vector) -> float:
@@ -49,7 +50,9 @@ def dist(student: Matrix, teacher: Matrix, beta: float = 1.0, gamma: float = 1.0
     return temperature**2 * total
 
 
-def standardized_kl(student: Matrix, teacher: Matrix, temperature: float = 1.0) -> float:
+def standardized_kl(
+    student: Matrix, teacher: Matrix, temperature: float = 1.0, sample_weight: Vector | None = None
+) -> float:
     def standardized(z: Vector) -> Vector:
         deviation = math.sqrt(mean([(value - mean(z)) ** 2 for value in z]))
         return [(value - mean(z)) / (deviation + 1e-7) / temperature for value in z]
@@ -57,7 +60,7 @@ def standardized_kl(student: Matrix, teacher: Matrix, temperature: float = 1.0) 
     terms = []
     for i in range(len(student)):
         terms.append(temperature**2 * kl(softmax(standardized(teacher[i])), softmax(standardized(student[i]))))
-    return mean(terms)
+    return weighted_mean(terms, sample_weight)
 
 
 def class_text_dkd(

@@ -30,11 +30,14 @@ def mixed(rows: list[tuple[float, Vector]]) -> Vector | None:
     return [sum(weight * p[c] for weight, p in rows) / total for c in range(len(rows[0][1]))]
 
 
-def covered_mean(student: Matrix, targets: list[Vector | None], subtract_entropy: bool) -> float:
+def covered_mean(
+    student: Matrix, targets: list[Vector | None], subtract_entropy: bool, weights: Vector | None = None
+) -> float:
     terms = []
     for i, target in enumerate(targets):
         if target is not None:
-            terms.append(cross_entropy(student[i], target) - (entropy(target) if subtract_entropy else 0.0))
+            term = cross_entropy(student[i], target) - (entropy(target) if subtract_entropy else 0.0)
+            terms.append(term if weights is None else weights[i] * term)
     return mean(terms) if terms else 0.0
 
 
@@ -71,6 +74,7 @@ def class_text_ensemble(
     student_scale: float,
     student_bias: float = 0.0,
     subtract_entropy: bool = False,
+    sample_weight: Vector | None = None,
 ) -> float:
     student = logits(student_image, student_classes, student_scale, student_bias)
     targets: list[Vector | None] = []
@@ -81,4 +85,4 @@ def class_text_ensemble(
                 z = logits(teacher.image, teacher.text, teacher.scale, teacher.bias)
                 rows.append((teacher.weight_of(i), softmax(z[i])))
         targets.append(mixed(rows))
-    return covered_mean(student, targets, subtract_entropy)
+    return covered_mean(student, targets, subtract_entropy, sample_weight)

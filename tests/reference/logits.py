@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import math
 
-from reference.plain import Matrix, cross_entropy, divided, entropy, kl, logits, mean, sigmoid, softmax, transpose
+from reference.plain import (
+    Matrix,
+    Vector,
+    cross_entropy,
+    divided,
+    entropy,
+    kl,
+    logits,
+    mean,
+    sigmoid,
+    softmax,
+    transpose,
+    weighted_mean,
+)
 
 
-def class_text_ce(image: Matrix, classes: Matrix, labels: list[int], scale: float, bias: float = 0.0) -> float:
+def class_text_ce(
+    image: Matrix,
+    classes: Matrix,
+    labels: list[int],
+    scale: float,
+    bias: float = 0.0,
+    sample_weight: Vector | None = None,
+) -> float:
     z = logits(image, classes, scale, bias)
-    return mean([-math.log(softmax(z[i])[labels[i]]) for i in range(len(z))])
+    return weighted_mean([-math.log(softmax(z[i])[labels[i]]) for i in range(len(z))], sample_weight)
 
 
 def class_text_kl(
@@ -23,6 +43,7 @@ def class_text_kl(
     teacher_bias: float = 0.0,
     temperature: float = 1.0,
     top_k: int | None = None,
+    sample_weight: Vector | None = None,
 ) -> float:
     student = logits(student_image, student_classes, student_scale, student_bias)
     teacher = logits(teacher_image, teacher_classes, teacher_scale, teacher_bias)
@@ -32,10 +53,12 @@ def class_text_kl(
         p = softmax([teacher[i][c] / temperature for c in kept])
         q = softmax([student[i][c] / temperature for c in kept])
         terms.append(temperature**2 * kl(p, q))
-    return mean(terms)
+    return weighted_mean(terms, sample_weight)
 
 
-def sigmoid_match(student: Matrix, teacher: Matrix, subtract_entropy: bool) -> float:
+def sigmoid_match(
+    student: Matrix, teacher: Matrix, subtract_entropy: bool, sample_weight: Vector | None = None
+) -> float:
     terms = []
     for i in range(len(student)):
         term = 0.0
@@ -45,7 +68,7 @@ def sigmoid_match(student: Matrix, teacher: Matrix, subtract_entropy: bool) -> f
             if subtract_entropy:
                 term -= entropy([p, 1 - p])
         terms.append(term)
-    return mean(terms)
+    return weighted_mean(terms, sample_weight)
 
 
 def class_text_bce(
@@ -58,10 +81,11 @@ def class_text_bce(
     student_bias: float = 0.0,
     teacher_bias: float = 0.0,
     subtract_entropy: bool = False,
+    sample_weight: Vector | None = None,
 ) -> float:
     student = logits(student_image, student_classes, student_scale, student_bias)
     teacher = logits(teacher_image, teacher_classes, teacher_scale, teacher_bias)
-    return sigmoid_match(student, teacher, subtract_entropy)
+    return sigmoid_match(student, teacher, subtract_entropy, sample_weight)
 
 
 def in_batch_kl(

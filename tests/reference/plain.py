@@ -69,5 +69,12 @@ def mean(values: Vector) -> float:
     return sum(values) / len(values)
 
 
+def weighted_mean(values: Vector, weights: Vector | None) -> float:
+    total = 0.0
+    for i in range(len(values)):
+        total += values[i] * (1.0 if weights is None else weights[i])
+    return total / len(values)
+
+
 def huber(difference: float) -> float:
     return difference**2 / 2 if abs(difference) < 1 else abs(difference) - 0.5

@@ -1,7 +1,8 @@
 """General logit distillation over class texts: DKD, DIST and standardised logits.
 
 Cheap variants of ``class_text_kl`` with the same tensors. Each comes twice: on logits [B, C] (to test, and for
-classifiers without texts) and on image vectors and class texts, as recipes use it.
+classifiers without texts) and on image vectors and class texts, as recipes use it. ``sample_weight`` [B] weighs images
+(``mean_rows``); DIST takes none, since its second part correlates over the images of a batch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from clipette.losses.numerics import (
     check_temperature,
     full,
     kl_rows,
+    mean_rows,
 )
 
 
@@ -28,6 +30,7 @@ def dkd(
     alpha: float = 1.0,
     beta: float = 8.0,
     temperature: float = 1.0,
+    sample_weight: Tensor | None = None,
 ) -> Tensor:
     """Decoupled distillation: how sure of the target, and how the rest is ranked, weighed apart.
 
@@ -59,8 +62,8 @@ def dkd(
         torch.stack([z[is_target], rest.logsumexp(dim=-1)], dim=-1)
         for z, rest in ((log_student, others_of_student), (log_teacher, others_of_teacher))
     )
-    target_part = kl_rows(binary_of_student, binary_of_teacher).mean()
-    others_part = kl_rows(others_of_student, others_of_teacher).mean()
+    target_part = mean_rows(kl_rows(binary_of_student, binary_of_teacher), sample_weight)
+    others_part = mean_rows(kl_rows(others_of_student, others_of_teacher), sample_weight)
     return (alpha * target_part + beta * others_part) * temperature**2
 
 
@@ -89,7 +92,9 @@ def dist(
     return (beta * between + gamma * within) * temperature**2
 
 
-def standardized_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+def standardized_kl(
+    student: Tensor, teacher: Tensor, *, temperature: float = 1.0, sample_weight: Tensor | None = None
+) -> Tensor:
     """KL between standardised logits: the student matches the teacher's relations, not its range.
 
     τ² · mean_i KL(softmax(ẑ^t_i / τ) ‖ softmax(ẑ^s_i / τ)),  ẑ = (z − mean_c z) / std_c z
@@ -106,7 +111,7 @@ def standardized_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.
     """
     check_temperature(temperature)
     student, teacher = (_standardized(z) for z in _checked(student, teacher))
-    return kl_rows(student / temperature, teacher / temperature).mean() * temperature**2
+    return mean_rows(kl_rows(student / temperature, teacher / temperature), sample_weight) * temperature**2
 
 
 def class_text_dkd(
@@ -123,6 +128,7 @@ def class_text_dkd(
     alpha: float = 1.0,
     beta: float = 8.0,
     temperature: float = 1.0,
+    sample_weight: Tensor | None = None,
 ) -> Tensor:
     """``dkd`` on the logits of class texts; shapes, scales and errors as ``class_text_kl``."""
     student, teacher = both_logits(
@@ -133,7 +139,8 @@ def class_text_dkd(
         student_affine=(student_scale, student_bias),
         teacher_affine=(teacher_scale, teacher_bias),
     )
-    return dkd(student, teacher, labels=labels, alpha=alpha, beta=beta, temperature=temperature)
+    options = {"alpha": alpha, "beta": beta, "temperature": temperature}
+    return dkd(student, teacher, labels=labels, sample_weight=sample_weight, **options)
 
 
 def class_text_dist(
@@ -173,6 +180,7 @@ def class_text_standardized_kl(
     student_bias: Scalar = 0.0,
     teacher_bias: Scalar = 0.0,
     temperature: float = 1.0,
+    sample_weight: Tensor | None = None,
 ) -> Tensor:
     """``standardized_kl`` on the logits of class texts; shapes and errors as ``class_text_kl``; scales cancel."""
     student, teacher = both_logits(
@@ -183,7 +191,7 @@ def class_text_standardized_kl(
         student_affine=(student_scale, student_bias),
         teacher_affine=(teacher_scale, teacher_bias),
     )
-    return standardized_kl(student, teacher, temperature=temperature)
+    return standardized_kl(student, teacher, temperature=temperature, sample_weight=sample_weight)
 
 
 def _checked(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

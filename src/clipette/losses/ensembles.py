@@ -113,13 +113,14 @@ def class_text_ensemble(
     student_scale: Scalar,
     student_bias: Scalar = 0.0,
     subtract_entropy: bool = False,
+    sample_weight: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy against the mean of several teachers' distributions over class texts.
 
     mean_i CE(mean_k softmax(scale_k · t^k_i · W_kᵀ + bias_k), scale · s_i · Wᵀ + bias)
 
     Shapes: student_image [B, D], student_classes [C, D], unit length; teachers as ``Teacher`` with text = the class
-    texts [C, D_k]. Scales multiply cosines. Teachers receive no gradient.
+    texts [C, D_k]. Scales multiply cosines. Teachers receive no gradient. ``sample_weight`` [B] weighs images.
     Range: ≥ the entropy of the mean distribution; ``subtract_entropy`` takes that constant off (same gradient).
 
     Raises:
@@ -141,7 +142,7 @@ def class_text_ensemble(
         probabilities, [teacher.weight for teacher in teachers], [teacher.known for teacher in teachers]
     )
     student = pair_logits(student_image, student_classes, scale=student_scale, bias=student_bias)
-    return _covered_mean(student, mixed, covered, subtract_entropy=subtract_entropy)
+    return _covered_mean(student, mixed, covered, subtract_entropy=subtract_entropy, sample_weight=sample_weight)
 
 
 def _check_teachers(teachers: Sequence[Teacher]) -> None:
@@ -161,9 +162,18 @@ def _masked_softmax(logits: Tensor, known: Tensor | None) -> Tensor:
     return logits.softmax(dim=-1)
 
 
-def _covered_mean(student: Tensor, target: Tensor, covered: Tensor, *, subtract_entropy: bool) -> Tensor:
+def _covered_mean(
+    student: Tensor,
+    target: Tensor,
+    covered: Tensor,
+    *,
+    subtract_entropy: bool,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy averaged over the rows that have a target."""
     loss = cross_entropy_rows(student, target)
     if subtract_entropy:
         loss = loss - entropy_rows(target)
+    if sample_weight is not None:
+        loss = loss * sample_weight
     return (loss * covered).sum() / covered.sum().clamp(min=1)

@@ -3,6 +3,9 @@
 Teacher and student each bring their own width, scale and bias; only the logits meet. A bias shifts all logits of a
 row alike and cancels in a softmax, so it matters to the sigmoid losses alone; all take it, so that SigLIP models need
 no case of their own.
+
+``sample_weight`` [B] of the losses over class texts weighs images (``mean_rows``), rare classes more for example;
+without it they are plain means.
 """
 
 from __future__ import annotations
@@ -19,11 +22,20 @@ from clipette.losses.numerics import (
     cross_entropy_rows,
     entropy_rows,
     kl_rows,
+    mean_rows,
     pair_logits,
 )
 
 
-def class_text_ce(image: Tensor, classes: Tensor, labels: Tensor, *, scale: Scalar, bias: Scalar = 0.0) -> Tensor:
+def class_text_ce(
+    image: Tensor,
+    classes: Tensor,
+    labels: Tensor,
+    *,
+    scale: Scalar,
+    bias: Scalar = 0.0,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy of the labels over class texts: the supervised term.
 
     mean_i CE(scale · x_i · Wᵀ, label_i)
@@ -40,7 +52,10 @@ def class_text_ce(image: Tensor, classes: Tensor, labels: Tensor, *, scale: Scal
     """
     if labels.shape != (len(image),) or not len(image):
         raise InternalError(f"{tuple(labels.shape)} labels do not number the {len(image)} images of class_text_ce")
-    return F.cross_entropy(pair_logits(image, classes, scale=scale, bias=bias), labels)
+    logits = pair_logits(image, classes, scale=scale, bias=bias)
+    if sample_weight is None:
+        return F.cross_entropy(logits, labels)
+    return mean_rows(F.cross_entropy(logits, labels, reduction="none"), sample_weight)
 
 
 def class_text_kl(
@@ -55,6 +70,7 @@ def class_text_kl(
     teacher_bias: Scalar = 0.0,
     temperature: float = 1.0,
     top_k: int | None = None,
+    sample_weight: Tensor | None = None,
 ) -> Tensor:
     """KL from the teacher's to the student's distribution over class texts: needs images, but no labels.
 
@@ -89,7 +105,7 @@ def class_text_kl(
             raise ConfigError(f"top_k must be at least 1, got {top_k}: leave it out to use all class texts")
         teacher, chosen = teacher.topk(min(top_k, teacher.shape[1]), dim=-1)
         student = student.gather(-1, chosen)
-    return kl_rows(student / temperature, teacher / temperature).mean() * temperature**2
+    return mean_rows(kl_rows(student / temperature, teacher / temperature), sample_weight) * temperature**2
 
 
 def class_text_bce(
@@ -103,6 +119,7 @@ def class_text_bce(
     student_bias: Scalar = 0.0,
     teacher_bias: Scalar = 0.0,
     subtract_entropy: bool = False,
+    sample_weight: Tensor | None = None,
 ) -> Tensor:
     """For SigLIP teachers: each class text judged alone, the student's sigmoid against the teacher's.
 
@@ -128,7 +145,7 @@ def class_text_bce(
         student_affine=(student_scale, student_bias),
         teacher_affine=(teacher_scale, teacher_bias),
     )
-    return _sigmoid_match(student, teacher, subtract_entropy)
+    return _sigmoid_match(student, teacher, subtract_entropy, sample_weight)
 
 
 def in_batch_kl(
@@ -290,11 +307,17 @@ def affinity_mimicking(
     )
 
 
-def _sigmoid_match(student: Tensor, teacher: Tensor, subtract_entropy: bool) -> Tensor:
+def _sigmoid_match(
+    student: Tensor, teacher: Tensor, subtract_entropy: bool, sample_weight: Tensor | None = None
+) -> Tensor:
     """Binary cross-entropy of two [B, N] logit matrices, summed over columns, averaged over rows."""
     target = torch.sigmoid(teacher)
-    loss = F.binary_cross_entropy_with_logits(student, target, reduction="sum") / len(student)
+    if sample_weight is None:
+        loss = F.binary_cross_entropy_with_logits(student, target, reduction="sum") / len(student)
+    else:
+        each = F.binary_cross_entropy_with_logits(student, target, reduction="none")
+        loss = mean_rows(each.sum(dim=-1), sample_weight)
     if subtract_entropy:
         # σ(−z) rather than 1 − σ(z): the latter is 0 in float32 from z = 17 on.
-        loss = loss - (entropy_rows(target) + entropy_rows(torch.sigmoid(-teacher))).mean()
+        loss = loss - mean_rows(entropy_rows(target) + entropy_rows(torch.sigmoid(-teacher)), sample_weight)
     return loss

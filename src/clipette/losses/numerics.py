@@ -109,6 +109,23 @@ def kl_rows(student: Tensor, teacher: Tensor) -> Tensor:
     return torch.sum(log_teacher.exp() * (log_teacher - log_student), dim=-1)
 
 
+def mean_rows(rows: Tensor, sample_weight: Tensor | None) -> Tensor:
+    """Mean of one value per image [B]; with ``sample_weight`` [B], (1/B) Σ_i w_i · row_i.
+
+    Not divided by Σ w_i: weights of mean 1 over the data then ask the same of an image whatever batch it is in.
+
+    Raises:
+        InternalError: the weights do not number the images.
+    """
+    if sample_weight is None:
+        return rows.mean()
+    if sample_weight.shape != rows.shape:
+        raise InternalError(
+            f"{tuple(sample_weight.shape)} sample weights do not number the {len(rows)} images of a loss"
+        )
+    return (rows * sample_weight).mean()
+
+
 def cross_entropy_rows(student: Tensor, target: Tensor) -> Tensor:
     """−Σ_c target_c · log softmax(student)_c of each row: [B, C] logits and probabilities to [B], in nats."""
     return -(target * torch.log_softmax(student, dim=-1)).sum(dim=-1)

@@ -34,6 +34,7 @@ class Objective:
     learns; without them the student lives in its teacher's space and shares its class vectors. ``teacher_model``: run
     in the loop (``--teacher-online``) in place of stored outputs. ``balance``: a rule of ``tasks/balance.py`` that
     multiplies the terms' weights. ``guides``: further teachers by name, for terms such as ``image_cosine@name``.
+    ``class_weights`` [C]: what an image of each label weighs in the per-sample class-text terms.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Objective:
         class_tokens: Mapping[str, Tensor] | None = None,
         teacher_model: DualEncoder | None = None,
         balance: Balance = "none",
+        class_weights: Tensor | None = None,
         seed: int = 0,
     ) -> None:
         self.terms = terms
@@ -57,6 +59,7 @@ class Objective:
             there = f"there are {', '.join(self.guides)}" if self.guides else "there is none"
             raise ConfigError(f"loss: no further teacher is called '{unknown[0]}' ({there}): name it under also")
         self._class_tokens = dict(class_tokens or {})
+        self._class_weights = class_weights
         # In a list, so that the teacher is neither trained, nor moved, nor saved with the task.
         self._teacher_model = [] if teacher_model is None else [teacher_model.eval()]
         self.parts = nn.ModuleDict({"student": student})
@@ -133,6 +136,8 @@ class Objective:
             tensors["student_classes"] = self._student_classes(tensors)
         if "teacher_classes" in self.needs:
             tensors["teacher_classes"] = self._teacher_classes(tensors["teacher_scale"])
+        if self._class_weights is not None:
+            tensors["sample_weight"] = self._class_weights.to(tensors["labels"].device)[tensors["labels"]]
         for name in self.guides:
             tensors |= self._guidance(name, tensors)
         values = [each.term.call(_seen(tensors, each), each.options) for each in self.terms]

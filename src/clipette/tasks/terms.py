@@ -34,6 +34,7 @@ class Term:
     teacher vectors are compared directly, so that an adapter is put between differing widths. ``fuses``: reads
     ``fused_image`` and ``fused_text``, a learned map of student and teacher vectors side by side. ``options``: what a
     recipe may set beside the weight, with defaults. ``joint``: reads all teachers at once, as ``teachers``.
+    ``per_sample``: a mean over images against class texts, which ``classes.reweight`` weighs (``sample_weight`` [B]).
     """
 
     call: Callable[[Tensors, Options], Tensor]
@@ -42,6 +43,7 @@ class Term:
     options: Mapping[str, Any] = field(default_factory=dict)
     fuses: bool = False
     joint: bool = False
+    per_sample: bool = False
 
 
 def _scales(t: Tensors) -> dict[str, Tensor]:
@@ -59,6 +61,11 @@ def _pairs(t: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _classes(t: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return t["student_image"], t["teacher_image"], t["student_classes"], t["teacher_classes"]
+
+
+def _weights(t: Tensors) -> Tensor | None:
+    """[B] what each image weighs, where the recipe weighs classes; without, the losses are plain means."""
+    return t.get("sample_weight")
 
 
 def _clip(t: Tensors, o: Options) -> Tensor:
@@ -107,13 +114,14 @@ def _fused(t: Tensors, o: Options) -> Tensor:
     return contrastive.clip_loss(t["fused_image"], t["fused_text"], scale=t["student_scale"], **_whose(t))
 
 
-def _over_classes(loss: Callable[..., Tensor], options: Options) -> Term:
+def _over_classes(loss: Callable[..., Tensor], options: Options, *, per_sample: bool = True) -> Term:
     """A loss over the class texts' logits, and nothing but its own options."""
 
     def call(t: Tensors, o: Options) -> Tensor:
-        return loss(*_classes(t), **_scales(t), **{name: o[name] for name in options})
+        given = {name: o[name] for name in options} | ({"sample_weight": _weights(t)} if per_sample else {})
+        return loss(*_classes(t), **_scales(t), **given)
 
-    return Term(call, CLASSES, options=options)
+    return Term(call, CLASSES, options=options, per_sample=per_sample)
 
 
 def _relation(side: str, loss: Callable[..., Tensor], options: Options) -> Term:
@@ -170,6 +178,7 @@ def _class_text_ensemble(t: Tensors, o: Options) -> Tensor:
         _confident(_teachers(t, "classes"), o["confidence"]),
         student_scale=t["student_scale"],
         student_bias=t["student_bias"],
+        sample_weight=_weights(t),
     )
 
 
@@ -178,8 +187,14 @@ def _labels_ce(t: Tensors, o: Options) -> Tensor:
     image = t["student_image"][known]
     if not len(image):
         return t["student_image"].sum() * 0.0
+    weights = _weights(t)
     return logits.class_text_ce(
-        image, t["student_classes"], t["labels"][known], scale=t["student_scale"], bias=t["student_bias"]
+        image,
+        t["student_classes"],
+        t["labels"][known],
+        scale=t["student_scale"],
+        bias=t["student_bias"],
+        sample_weight=None if weights is None else weights[known],
     )
 
 
@@ -229,16 +244,25 @@ TERMS: dict[str, Term] = {
     ),
     "class_text_kl": _over_classes(logits.class_text_kl, {"temperature": 1.0, "top_k": None}),
     "class_text_bce": Term(
-        lambda t, o: logits.class_text_bce(*_classes(t), **_scales(t), subtract_entropy=True), CLASSES
+        lambda t, o: logits.class_text_bce(
+            *_classes(t), **_scales(t), subtract_entropy=True, sample_weight=_weights(t)
+        ),
+        CLASSES,
+        per_sample=True,
     ),
     # The teacher's top class stands for the label: it is known on unlabelled images too.
     "class_text_dkd": _over_classes(decoupled.class_text_dkd, {"alpha": 1.0, "beta": 8.0, "temperature": 1.0}),
-    "class_text_dist": _over_classes(decoupled.class_text_dist, {"beta": 1.0, "gamma": 1.0, "temperature": 1.0}),
+    # Its second part correlates over the images of the batch: it has no term for each image to weigh.
+    "class_text_dist": _over_classes(
+        decoupled.class_text_dist, {"beta": 1.0, "gamma": 1.0, "temperature": 1.0}, per_sample=False
+    ),
     "class_text_standardized_kl": _over_classes(decoupled.class_text_standardized_kl, {"temperature": 2.0}),
     "gradient": Term(_gradient, PAIRS, BOTH),
     # confidence 0 is MobileCLIP's plain mean of the teachers' probabilities.
     "in_batch_ensemble": Term(_in_batch_ensemble, PAIRS, options={"confidence": 0.0}, joint=True),
-    "class_text_ensemble": Term(_class_text_ensemble, CLASSES, options={"confidence": 0.0}, joint=True),
+    "class_text_ensemble": Term(
+        _class_text_ensemble, CLASSES, options={"confidence": 0.0}, joint=True, per_sample=True
+    ),
     "fused_clip": Term(_fused, PAIRS, fuses=True),
     **{
         f"{side}_{name}": _relation(side, loss, options)
@@ -250,7 +274,7 @@ TERMS: dict[str, Term] = {
             ("neighbours", _neighbours, {"temperature": 0.1}),
         )
     },
-    "class_text_ce": Term(_labels_ce, frozenset({"student_image", "student_classes", "labels"})),
+    "class_text_ce": Term(_labels_ce, frozenset({"student_image", "student_classes", "labels"}), per_sample=True),
 }
 
 

@@ -11,6 +11,8 @@ from clipette.errors import ConfigError
 from clipette.evaluate.zero_shot import class_vectors
 from clipette.models.core import DualEncoder
 from clipette.models.stored import StoredEncoder
+from clipette.tasks.reweight import class_weights
+from clipette.tasks.terms import WeightedTerm
 from clipette.train.job import Job
 from clipette.types import Encoder
 
@@ -51,6 +53,24 @@ def class_side(job: Job, student: DualEncoder) -> tuple[tuple[str, ...], Tensor,
 def guide_classes(job: Job, guide: Encoder) -> Tensor:
     """[C, Dk] a further teacher's own vectors of the run's classes."""
     return _vectors(job, guide, class_names(job))
+
+
+def weights_of_classes(job: Job, terms: tuple[WeightedTerm, ...]) -> Tensor | None:
+    """[C] what an image of each class weighs in class-text losses; None where all weigh the same.
+
+    Raises ``ConfigError`` where no loss would be weighed, where batches are balanced already, or an image has no class.
+    """
+    rule = job.recipe.classes.reweight
+    if rule == "none":
+        return None
+    if not any(each.term.per_sample for each in terms):
+        raise ConfigError(
+            "classes.reweight weighs images in losses over class texts, and the recipe has none that can be weighed "
+            "(class_text_kl, class_text_ce, ...): remove it"
+        )
+    if job.recipe.sampling.balance:
+        raise ConfigError("classes.reweight and sampling.balance both make up for rare classes: choose one")
+    return torch.from_numpy(class_weights([sample.label for sample in job.data.samples], rule))
 
 
 def _vectors(job: Job, teacher: Encoder, names: tuple[str, ...]) -> Tensor:

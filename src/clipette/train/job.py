@@ -52,6 +52,9 @@ def identity_of(job: Job) -> str:
     recipe = job.recipe.model_dump(mode="json")
     for cosmetic in ("about", "paper", "name", "dev"):
         recipe.pop(cosmetic)
+    if recipe["classes"]["reweight"] == "none":
+        # Runs of before there was the key go on.
+        recipe["classes"].pop("reweight")
     # Dev data changes the weights only where it chooses them.
     dev = {"dev": job.dev.fingerprint()} if job.dev is not None and job.recipe.train.keep == "best" else {}
     return digest_json(

@@ -10,6 +10,7 @@ from clipette.config import StrictModel
 from clipette.data.views import ViewPolicy
 from clipette.models.spec import ModelSpec
 from clipette.tasks.balance import Balance
+from clipette.tasks.reweight import Reweight
 from clipette.train.settings import TrainSettings
 
 
@@ -44,12 +45,15 @@ class ViewSettings(StrictModel):
 
 class ClassSettings(StrictModel):
     """Which classes a class-text loss reads: ``names``, a ``file`` (one a line), or the ``source``'s own
-    (``data``: the training data's class names; ``teacher``: every text that a stored teacher holds)."""
+    (``data``: the training data's class names; ``teacher``: every text that a stored teacher holds). ``reweight``: what
+    an image weighs in these losses by how many the data has of its class (``tasks/reweight.py``; DIST takes no part).
+    """
 
     source: Literal["data", "teacher"] = "data"
     names: tuple[str, ...] = ()
     file: str | None = None
     templates: str = "single"
+    reweight: Reweight = "none"
 
 
 class SamplingSettings(StrictModel):

@@ -20,7 +20,7 @@ from clipette.models.saved import save_model
 from clipette.tasks.feed import Feed
 from clipette.tasks.objective import Objective, TeacherFacts
 from clipette.tasks.terms import needs_of, read_terms
-from clipette.train.classes import class_names, class_side, class_texts, guide_classes
+from clipette.train.classes import class_names, class_side, class_texts, guide_classes, weights_of_classes
 from clipette.train.dev import DevMeter
 from clipette.train.feeding import build_feed
 from clipette.train.job import Job, identity_of, live_teacher
@@ -122,6 +122,7 @@ def _objective(job: Job, student: DualEncoder) -> tuple[Objective, tuple[tuple[s
         class_tokens=tokens,
         teacher_model=live_teacher(job.teacher) if job.online else None,
         balance=job.recipe.balance,
+        class_weights=weights_of_classes(job, terms),
         seed=job.recipe.seed,
     )
     return task, carried
