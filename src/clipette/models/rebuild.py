@@ -16,11 +16,13 @@ from clipette.models.core import Blueprint, ImageTower, TextTower
 from clipette.models.heads import build_head
 from clipette.models.open_clip_models import rebuild_open_clip_image, rebuild_open_clip_text
 from clipette.models.prompted import prompted_image
+from clipette.models.pruned import shape_as
 from clipette.models.spec import HeadSpec, PromptSpec
 from clipette.models.students import hf_tower, make_timm, small_trunk
 from clipette.models.text import TableTextTrunk, TableTokenizer
-from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer, WordTokenizer
+from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer
 from clipette.models.transformers_models import rebuild_transformers_image, rebuild_transformers_text
+from clipette.runtime.words import WordTokenizer
 
 Arguments = Mapping[str, Any]
 Assets = Mapping[str, bytes]
@@ -93,6 +95,12 @@ def _prompted_image(arguments: Arguments, assets: Assets) -> ImageTower:
     return prompted_image(inner, PromptSpec(**arguments["prompts"]))
 
 
+def _pruned(arguments: Arguments, assets: Assets) -> ImageTower | TextTower:
+    inner = build_tower(Blueprint(arguments["inner"]["kind"], arguments["inner"]["arguments"], assets))
+    shape_as(inner, arguments["heads"], arguments["hidden"])
+    return inner
+
+
 BUILDERS: dict[str, Callable[[Arguments, Assets], ImageTower | TextTower]] = {
     "timm": _timm,
     "hf_text": _hf_text,
@@ -101,6 +109,8 @@ BUILDERS: dict[str, Callable[[Arguments, Assets], ImageTower | TextTower]] = {
     "headed_image": _headed("image"),
     "prompted_image": _prompted_image,
     "headed_text": _headed("text"),
+    "pruned_image": _pruned,
+    "pruned_text": _pruned,
     "open_clip_image": rebuild_open_clip_image,
     "open_clip_text": rebuild_open_clip_text,
     "transformers_image": rebuild_transformers_image,

@@ -10,6 +10,7 @@ import torch
 
 from clipette.errors import ConfigError, ModelError, UnsupportedError
 from clipette.models.core import DualEncoder
+from clipette.models.pruned import follow
 from clipette.models.saved import load_model
 from clipette.models.students import build_model
 from clipette.train.job import Job, live_teacher
@@ -63,6 +64,9 @@ def _inherit(student: DualEncoder, teacher: DualEncoder | None, settings: Inheri
 
 def _start_from(student: DualEncoder, folder: Path) -> None:
     saved = load_model(folder).model
+    # A pruned start makes the student as small as it is.
+    follow(student.image, saved.image)
+    follow(student.text, saved.text)
     try:
         student.load_state_dict(saved.state_dict())
     except RuntimeError as error:
