@@ -37,8 +37,9 @@ def _clip(tokenizer: OpenClipTokenizer) -> tuple[Settings, Files]:
         "kind": "clip",
         "cleaning": _cleaning(tokenizer.options, "lower"),
         "context_length": tokenizer.context_length,
-        # Start and end first: the runtime relies on it.
         "specials": specials,
+        "start": int(inner.sot_token_id),
+        "end": int(inner.eot_token_id),
     }
     return settings, {TOKENIZER_FILE: _bpe_file(inner)}
 

@@ -25,12 +25,14 @@ class ClipTokens:
     out in a text ("<end_of_text>") is that token only where open_clip's pattern begins to match there.
     """
 
-    def __init__(self, inner: Any, *, cleaning: str, context_length: int, specials: Mapping[str, int]) -> None:
+    def __init__(
+        self, inner: Any, *, cleaning: str, context_length: int, specials: Mapping[str, int], start: int, end: int
+    ) -> None:
         self._inner = inner
         self._clean = find_cleaning(cleaning)
         self._context_length = context_length
         self._specials = dict(specials)
-        self._start, self._end = list(self._specials.values())[:2]
+        self._start, self._end = start, end
 
     @property
     def context_length(self) -> int:
@@ -128,6 +130,8 @@ def _clip(settings: Mapping[str, Any], files: Files) -> Tokenizer:
         cleaning=settings["cleaning"],
         context_length=int(settings["context_length"]),
         specials=settings["specials"],
+        start=int(settings["start"]),
+        end=int(settings["end"]),
     )
 
 
