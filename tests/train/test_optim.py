@@ -44,6 +44,15 @@ def test_head_and_text_rates_default_to_the_trunks() -> None:
     assert {rate for rate, _ in groups_of(make_task(), lr=0.5).values()} == {0.5}
 
 
+def test_a_part_of_the_task_may_have_a_rate_of_its_own() -> None:
+    task = make_task()
+    groups = parameter_groups(task.parts, OptimizerSettings(lr=1e-3), {"adapter_image": 0.5})
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}  # type: ignore[attr-defined]
+    found = {rates[id(p)]: name for name, p in task.parts.named_parameters() if name.startswith("adapter_image")}
+    assert list(found) == [0.5]
+    assert sorted(set(rates.values())) == [1e-3, 0.5]
+
+
 def test_frozen_parameters_are_in_no_group_and_nothing_to_train_is_an_error() -> None:
     task = make_task()
     task.student.image_tower().trunk.requires_grad_(False)

@@ -3,7 +3,7 @@
 TinyCLIP (Wu et al., ICCV 2023), manual mode: of every layer some channels, heads and hidden units are kept, of every
 stack some layers, evenly spread. What belongs together is said in ``inherit_rules.py``.
 
-Deviation: the paper's automatic mode, which learns what to keep, is not here.
+The paper's automatic mode, which learns what to keep, is ``tasks/masks.py``.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from clipette.errors import ConfigError
 from clipette.models.core import DualEncoder
 from clipette.tasks.balance import BALANCES, Balance
 from clipette.tasks.batch import Batch
+from clipette.tasks.masks import Masks
 from clipette.tasks.task import StepOutput
 from clipette.tasks.terms import WeightedTerm, guides_of, needs_of
 
@@ -35,6 +36,7 @@ class Objective:
     in the loop (``--teacher-online``) in place of stored outputs. ``balance``: a rule of ``tasks/balance.py`` that
     multiplies the terms' weights. ``guides``: further teachers by name, for terms such as ``image_cosine@name``.
     ``class_weights`` [C]: what an image of each label weighs in the per-sample class-text terms.
+    ``masks``: over the student's parts, which learn along and bring a term of their own, logged with the share kept.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Objective:
         teacher_model: DualEncoder | None = None,
         balance: Balance = "none",
         class_weights: Tensor | None = None,
+        masks: Masks | None = None,
         seed: int = 0,
     ) -> None:
         self.terms = terms
@@ -85,6 +88,8 @@ class Objective:
                     self.parts[f"fusion_{side}"] = nn.Linear(student.dim + teacher.dim, student.dim)
         if balance != "none":
             self.parts["balance"] = BALANCES[balance](len(terms))
+        if masks is not None:
+            self.parts["masks"] = masks
 
     @property
     def student(self) -> DualEncoder:
@@ -148,6 +153,10 @@ class Objective:
             total = total + each.weight * (factor * value + more)
             raw[each.name] = float(value.detach())
             weighted[each.name] = each.weight * float(torch.as_tensor(factor).detach()) * raw[each.name]
+        if "masks" in self.parts:
+            penalty, share = self.parts["masks"]()
+            total = total + penalty
+            weighted["masks"], raw["masks"] = float(penalty.detach()), float(share.detach())
         return StepOutput(total, weighted, raw)
 
     def _balanced(

@@ -52,6 +52,9 @@ def identity_of(job: Job) -> str:
     recipe = job.recipe.model_dump(mode="json")
     for cosmetic in ("about", "paper", "name", "dev"):
         recipe.pop(cosmetic)
+    if recipe["masks"] is None:
+        # Runs of before there were masks go on.
+        recipe.pop("masks")
     if recipe["classes"]["reweight"] == "none":
         # Runs of before there was the key go on.
         recipe["classes"].pop("reweight")

@@ -52,7 +52,8 @@ class Loop:
     """One run of ``task`` on ``feed``, resumed from ``folder/checkpoints`` where there is one.
 
     Everything random is a function of (``seed``, step), so that a resumed run ends in the same bits on a CPU.
-    ``identity``: digest of the resolved recipe; a checkpoint of another recipe is refused.
+    ``identity``: digest of the resolved recipe; a checkpoint of another recipe is refused. ``rates``: learning rates of
+    the task's parts that have one of their own, by name.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Loop:
         device: torch.device,
         dev: Dev | None = None,
         identity: str = "",
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         self.task = task
         self.feed = feed
@@ -77,11 +79,11 @@ class Loop:
         self.identity = identity
         if settings.keep == "best" and dev is None:
             raise ConfigError("keep: best needs dev data to choose by: name it with --dev, or use keep: last")
-        self.total = settings.steps or max(1, round(settings.epochs * feed.steps_per_epoch))
+        self.total = settings.total_steps(feed.steps_per_epoch)
         self.parts = task.parts.to(device)
         if settings.channels_last and task.student.image is not None:
             task.student.image.to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(self.parts, settings.optimizer)
+        self.optimizer = build_optimizer(self.parts, settings.optimizer, rates)
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.average = MovingAverage(self.parts, settings.ema) if settings.ema is not None else None
         self.step = 0

@@ -21,8 +21,12 @@ def _kind(name: str) -> str:
     return "head"
 
 
-def parameter_groups(modules: nn.Module, settings: OptimizerSettings) -> list[dict[str, object]]:
+def parameter_groups(
+    modules: nn.Module, settings: OptimizerSettings, own: Mapping[str, float] | None = None
+) -> list[dict[str, object]]:
     """Groups by (learning rate, decayed or not), in a fixed order; vectors and scalars are never decayed.
+
+    ``own``: rates of parts of the task that have one of their own, by the part's name.
 
     Raises ``ConfigError`` where nothing is trainable.
     """
@@ -30,11 +34,13 @@ def parameter_groups(modules: nn.Module, settings: OptimizerSettings) -> list[di
         "trunk": settings.lr,
         "head": settings.lr if settings.head_lr is None else settings.head_lr,
         "text": settings.lr if settings.text_lr is None else settings.text_lr,
+        **{f"part {part}": rate for part, rate in (own or {}).items()},
     }
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in modules.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((_kind(name), parameter.ndim >= 2), []).append(parameter)
+            part = f"part {name.partition('.')[0]}"
+            groups.setdefault((part if part in rates else _kind(name), parameter.ndim >= 2), []).append(parameter)
     if not groups:
         raise ConfigError("nothing to train: every part of the student is frozen (train: none)")
     return [
@@ -43,9 +49,11 @@ def parameter_groups(modules: nn.Module, settings: OptimizerSettings) -> list[di
     ]
 
 
-def build_optimizer(modules: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+def build_optimizer(
+    modules: nn.Module, settings: OptimizerSettings, own: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
     """AdamW or SGD over ``parameter_groups``."""
-    groups = parameter_groups(modules, settings)
+    groups = parameter_groups(modules, settings, own)
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
     # Fused: one pass over each tensor; on a CPU ten times faster than torch's default for small models.

@@ -82,14 +82,30 @@ class InheritSettings(StrictModel):
     towers: tuple[Literal["image", "text"], ...] = ("image", "text")
 
 
+class MaskSettings(StrictModel):
+    """Learned masks that leave a smaller student behind (TinyCLIP's automatic inheritance, Wu et al., ICCV 2023).
+
+    ``keep``: the share of the parameters of the towers' heads and hidden units that remains, of both towers together.
+    ``warmup``: the share of the run over which the target comes down to it from 1. ``lr``: of the masks and their
+    multipliers; they need some 10 / lr steps to shut. What is kept is the student's own weights: let it start from its
+    teacher's (``inherit``). Stages (75, 50, 25 %) are runs that start from the one before (``init``).
+    """
+
+    keep: float = Field(default=0.5, gt=0, le=1)
+    towers: tuple[Literal["image", "text"], ...] = Field(default=("image", "text"), min_length=1)
+    warmup: float = Field(default=0.5, ge=0, le=1)
+    lr: float = Field(default=0.02, gt=0)
+
+
 class Recipe(StrictModel):
     """A whole experiment.
 
     ``loss``: terms of ``tasks/terms.py`` with weights; ``balance``: a rule that multiplies them (``gradient``: equal
     pull at the student's vectors; ``uncertainty``: learned). ``also``: further teachers by name, each read by terms
     such as ``image_cosine@name``, or by the ensembles. ``init``: a run directory whose weights the student starts from.
-    ``inherit``: take a larger teacher's weights, cut to the student's size. ``captions_per_image``: how many captions
-    of an image are in one batch. ``trunk_views``: views kept of each image where its trunk is frozen.
+    ``inherit``: take a larger teacher's weights, cut to the student's size. ``masks``: learn which heads and hidden
+    units to keep, and end with these alone. ``captions_per_image``: how many captions of an image are in one batch.
+    ``trunk_views``: views kept of each image where its trunk is frozen.
     ``freeze_scale``: keep ``logit_scale`` (and bias) as it starts. ``figure``: the dev value that is watched
     (``mean_recall`` with captions, ``top1`` with classes).
     """
@@ -108,6 +124,7 @@ class Recipe(StrictModel):
     classes: ClassSettings = ClassSettings()
     init: str | None = None
     inherit: InheritSettings | None = None
+    masks: MaskSettings | None = None
     sampling: SamplingSettings = SamplingSettings()
     freeze_scale: bool = False
     captions_per_image: int = Field(default=1, ge=1)
@@ -116,3 +133,9 @@ class Recipe(StrictModel):
     figure: str | None = None
     seed: int = 0
     train: TrainSettings = TrainSettings()
+
+    @model_validator(mode="after")
+    def _pruned_at_the_end(self) -> Recipe:
+        if self.masks is not None and self.train.keep == "best":
+            raise ValueError("masks reach their target late, and keep: best may choose a larger model: use keep: last")
+        return self

@@ -18,6 +18,7 @@ from clipette.models.inference import default_device
 from clipette.models.rebuild import table_text_tower
 from clipette.models.saved import save_model
 from clipette.tasks.feed import Feed
+from clipette.tasks.masks import Masks
 from clipette.tasks.objective import Objective, TeacherFacts
 from clipette.tasks.terms import needs_of, read_terms
 from clipette.train.classes import class_names, class_side, class_texts, guide_classes, weights_of_classes
@@ -55,8 +56,12 @@ def _run(job: Job, device: torch.device) -> LoopResult:
     check_sizes(job, student)
     if device.type != "cpu":
         student.to(device)
-    objective, texts = _objective(job, student)
+    settings = recipe.masks
+    masks = None if settings is None else Masks(student, settings.towers, keep=settings.keep)
+    objective, texts = _objective(job, student, masks)
     feed = build_feed(job, student, objective, device)
+    if masks is not None and settings is not None:
+        masks.schedule(round(settings.warmup * recipe.train.total_steps(feed.steps_per_epoch)))
     dev = None
     if job.dev is not None:
         meter = DevMeter(
@@ -75,18 +80,23 @@ def _run(job: Job, device: torch.device) -> LoopResult:
         device=device,
         dev=dev,
         identity=identity_of(job),
+        rates=None if settings is None else {"masks": settings.lr},
     )
     try:
         result = loop.run(progress=job.progress)
     finally:
         feed.close()
+    if masks is not None:
+        masks.harden(student)
     if rank() == 0:
         _save(job, student, texts, result, feed)
     barrier()
     return result
 
 
-def _objective(job: Job, student: DualEncoder) -> tuple[Objective, tuple[tuple[str, ...], Tensor] | None]:
+def _objective(
+    job: Job, student: DualEncoder, masks: Masks | None
+) -> tuple[Objective, tuple[tuple[str, ...], Tensor] | None]:
     """The task, and (texts, vectors) for an image-only student to carry."""
     terms = read_terms(job.recipe.loss)
     needs = needs_of(terms)
@@ -123,6 +133,7 @@ def _objective(job: Job, student: DualEncoder) -> tuple[Objective, tuple[tuple[s
         teacher_model=live_teacher(job.teacher) if job.online else None,
         balance=job.recipe.balance,
         class_weights=weights_of_classes(job, terms),
+        masks=masks,
         seed=job.recipe.seed,
     )
     return task, carried

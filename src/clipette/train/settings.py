@@ -60,3 +60,7 @@ class TrainSettings(StrictModel):
         if self.micro_batches > self.batch_size:
             raise ValueError(f"micro_batches {self.micro_batches} exceeds batch_size {self.batch_size}")
         return self
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """How many steps the run has."""
+        return self.steps or max(1, round(self.epochs * steps_per_epoch))
