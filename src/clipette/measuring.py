@@ -16,6 +16,7 @@ from clipette.evaluate.compare import Comparison, Entry
 from clipette.evaluate.compare import compare as side_by_side
 from clipette.evaluate.cost import Timing, measure_costs
 from clipette.evaluate.encoding import CachedEncoder, Settings
+from clipette.evaluate.protocol import read_trained_on, with_protocols
 from clipette.evaluate.report import build_report
 from clipette.evaluate.results import Evaluation, plain
 from clipette.evaluate.suite import SuiteSettings
@@ -46,7 +47,8 @@ def evaluate(
 
     ``templates``: a name, a template, or ``auto``: CLIP's eighty, or the wording that stored texts have.
     ``descriptions``: sentences per class in CuPL's format, in place of the templates. Writes ``results.json``,
-    ``results.csv``, ``report.html`` and ``summary.json`` into ``out``; returns the summary.
+    ``results.csv``, ``report.html`` and ``summary.json`` into ``out``; returns the summary. Of a run they say whether
+    its figures are transductive: the images or the classes were trained on.
     """
     named = _named_data(data)
     encoders = [resolve(reference, device=device) for reference in ([teacher] if teacher else []) + [model]]
@@ -55,7 +57,7 @@ def evaluate(
     result = measure(student, named, encoders[0] if teacher else None, settings=settings)
     evaluations = [result.teacher, result] if result.teacher is not None else [result]
     references = [teacher, model] if teacher else [model]
-    comparison = _side_by_side([r for r in references if r], encoders, evaluations)
+    comparison = _side_by_side([r for r in references if r], encoders, evaluations, named)
     return _write(comparison, named, Path(out), title=_title(comparison), model=comparison.names[-1])
 
 
@@ -93,7 +95,7 @@ def compare_on(
     first = CachedEncoder(encoders[0])
     evaluations = [measure(first, named, settings=settings)]
     evaluations += [measure(encoder, named, first, settings=settings) for encoder in encoders[1:]]
-    comparison = _side_by_side(models, encoders, evaluations)
+    comparison = _side_by_side(models, encoders, evaluations, named)
     return _write(comparison, named, Path(out), title=_title(comparison))
 
 
@@ -164,13 +166,17 @@ def _suite(templates: str, descriptions: str | Path | None, corruptions: bool, b
 
 
 def _side_by_side(
-    references: Sequence[str], encoders: Sequence[Encoder], evaluations: Sequence[Evaluation]
+    references: Sequence[str],
+    encoders: Sequence[Encoder],
+    evaluations: Sequence[Evaluation],
+    named: Mapping[str, Dataset],
 ) -> Comparison:
     costs = measure_costs(encoders, TIMING)
+    told = [with_protocols(each, read_trained_on(r), named) for each, r in zip(evaluations, references, strict=True)]
     return side_by_side(
         [
             Entry(evaluation, cost, recorded_card(reference), _run_of(reference))
-            for reference, evaluation, cost in zip(references, evaluations, costs, strict=True)
+            for reference, evaluation, cost in zip(references, told, costs, strict=True)
         ]
     )
 

@@ -23,7 +23,7 @@ from clipette.evaluate.cost import ModelCost, TowerCost
 from clipette.evaluate.curves import dev_curves, loss_curve, read_log, smooth, term_curves
 from clipette.evaluate.encoding import Settings
 from clipette.evaluate.page import count, figures, interval, number, times
-from clipette.evaluate.report import WORDS, build_report, word
+from clipette.evaluate.report import WORDS, build_report, word, wordings
 from clipette.evaluate.results import ROW_COLUMNS, Figure, RobustnessResult
 from clipette.evaluate.run_report import write_run_report
 from clipette.evaluate.suite import SuiteSettings, evaluate
@@ -166,6 +166,26 @@ def test_tables_show_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert "teacher [a]" in printed.err
     assert f"{found.entries[1].evaluation.zero_shot['pets'].top1.value:.3f}" in printed.err
     assert f"templates: {found.entries[1].evaluation.zero_shot['pets'].templates}" in printed.err
+
+
+def test_protocols_stand_beside_the_templates_where_they_are_known(capsys: pytest.CaptureFixture[str]) -> None:
+    found, data = comparison(["teacher", "student"])
+    assert all("protocol" not in text for text in (*wordings(found).values(), json.dumps(found.summary())))
+    entry = found.entries[1]
+    result = replace(entry.evaluation.zero_shot["pets"], protocol="inductive (trained on 2 [of] its 5 classes)")
+    told = replace(entry, evaluation=replace(entry.evaluation, zero_shot={"pets": result}))
+    both, alone = compare([found.entries[0], told]), compare([told])
+    assert both.summary()["student"]["protocol"] == {"pets": result.protocol}
+    assert "protocol" not in both.summary()["teacher"]
+    (heading,) = wordings(both).values()
+    assert heading.endswith(f"· protocol: student {result.protocol}")
+    (heading,) = wordings(alone).values()
+    assert heading.endswith(f"· protocol: {result.protocol}")
+    assert f"protocol: student {result.protocol}" in build_report(both, data, title="x")
+    print_tables(both)
+    printed = " ".join(re.sub(r"[^ -~·]", " ", capsys.readouterr().err).split())
+    assert "protocol: student inductive" in printed
+    assert json.loads(json.dumps(both.to_json()))["models"][1]["evaluation"]["zero_shot"]["pets"]["protocol"]
 
 
 def test_charts_grow_with_what_they_show() -> None:

@@ -115,7 +115,10 @@ class Comparison:
         return {"reference": self.names[0], "models": [plain(model) for model in models]}
 
     def summary(self) -> dict[str, object]:
-        """The headline numbers: ``{name: {"figures": {dataset: {kind: {measure: value}}}, "retention": …, …}}``."""
+        """The headline numbers: ``{name: {"figures": {dataset: {kind: {measure: value}}}, "retention": …, …}}``.
+
+        ``protocol``, by data set, where it is known: ``transductive`` or ``inductive``, and why.
+        """
         out: dict[str, dict[str, object]] = {name: {} for name in self.names}
         for line in self.lines():
             for name, figure, kept in zip(self.names, line.values, line.kept, strict=True):
@@ -130,6 +133,9 @@ class Comparison:
                     assert isinstance(retained, dict)
                     retained.setdefault(line.dataset, {})[f"{line.kind}/{line.measure}"] = plain(kept.value)
         for name, entry, ratio in zip(self.names, self.entries, self.ratios(), strict=True):
+            protocols = {data: each.protocol for data, each in entry.evaluation.zero_shot.items() if each.protocol}
+            if protocols:
+                out[name]["protocol"] = protocols
             if entry.cost is not None:
                 out[name]["cost"] = plain(entry.cost.flat())
             if ratio is not None and name != self.names[0]:

@@ -146,9 +146,21 @@ def grouped(lines: Sequence[Line]) -> dict[tuple[str, str], list[Line]]:
 
 
 def wordings(comparison: Comparison) -> dict[tuple[str, str], str]:
-    """By (what is measured, data set): the prompt templates that turned class names into texts."""
-    measured = [entry.evaluation.zero_shot for entry in comparison.entries]
-    return {(KINDS["zero_shot"], name): result.templates for each in measured for name, result in each.items()}
+    """By (what is measured, data set): the prompt templates that turned class names into texts, and, where known, the
+    protocol: of the one model, or by name of each."""
+    out: dict[tuple[str, str], str] = {}
+    protocols: dict[tuple[str, str], list[str]] = {}
+    for name, entry in zip(comparison.names, comparison.entries, strict=True):
+        for dataset, result in entry.evaluation.zero_shot.items():
+            place = (KINDS["zero_shot"], dataset)
+            out[place] = result.templates
+            if result.protocol:
+                whose = f"{name} " if len(comparison.names) > 1 else ""
+                protocols.setdefault(place, []).append(whose + result.protocol)
+    return {
+        place: f"{templates} · protocol: {'; '.join(protocols[place])}" if place in protocols else templates
+        for place, templates in out.items()
+    }
 
 
 def word(kind: str, measure: str) -> str:

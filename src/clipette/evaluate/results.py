@@ -87,7 +87,8 @@ class ZeroShotResult:
     fractions); None above 200 classes. ``predicted[i]`` and ``confidence[i]`` belong to ``items.keys[i]`` (first class
     among exact ties; softmax probability). ``base``/``novel``/``harmonic_mean``: base images among base classes, novel
     among novel (CoOp's protocol), or None. ``prediction_entropy``: entropy of the predicted-class histogram /
-    ln(classes); near 0 = collapsed onto few classes.
+    ln(classes); near 0 = collapsed onto few classes. ``protocol``: whether the model was trained on these images or
+    classes (``evaluate/protocol.py``); empty where nobody knows.
     """
 
     model: str
@@ -110,6 +111,7 @@ class ZeroShotResult:
     base: Figure | None = None
     novel: Figure | None = None
     harmonic_mean: Figure | None = None
+    protocol: str = ""
     unlabelled: int = 0
     failures: tuple[Failure, ...] = ()
     items: Items = Items()

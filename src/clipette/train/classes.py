@@ -8,11 +8,12 @@ from torch import Tensor
 
 from clipette.data.prompts import class_prompts
 from clipette.errors import ConfigError
+from clipette.evaluate.protocol import TrainedOn, read_trained_on
 from clipette.evaluate.zero_shot import class_vectors
 from clipette.models.core import DualEncoder
 from clipette.models.stored import StoredEncoder
 from clipette.tasks.reweight import class_weights
-from clipette.tasks.terms import WeightedTerm
+from clipette.tasks.terms import WeightedTerm, needs_of, read_terms
 from clipette.train.job import Job
 from clipette.types import Encoder
 
@@ -34,6 +35,13 @@ def class_names(job: Job) -> tuple[str, ...]:
     if not job.data.class_names:
         raise ConfigError("a class-text loss needs class names, the data has none: set classes.names or classes.file")
     return job.data.class_names
+
+
+def trained_on(job: Job) -> TrainedOn:
+    """What this run sees of images and classes, and what the run that it starts from has seen."""
+    reads = needs_of(read_terms(job.recipe.loss)) & {"student_classes", "teacher_classes"}
+    found = TrainedOn.of(job.data, class_names(job) if reads else ())
+    return found if job.recipe.init is None else found.joined(read_trained_on(job.base / job.recipe.init))
 
 
 def class_side(job: Job, student: DualEncoder) -> tuple[tuple[str, ...], Tensor, dict[str, Tensor]]:

@@ -21,7 +21,7 @@ from clipette.tasks.feed import Feed
 from clipette.tasks.masks import Masks
 from clipette.tasks.objective import Objective, TeacherFacts
 from clipette.tasks.terms import needs_of, read_terms
-from clipette.train.classes import class_names, class_side, class_texts, guide_classes, weights_of_classes
+from clipette.train.classes import class_names, class_side, class_texts, guide_classes, trained_on, weights_of_classes
 from clipette.train.dev import DevMeter
 from clipette.train.feeding import build_feed
 from clipette.train.job import Job, identity_of, live_teacher
@@ -148,16 +148,21 @@ def _save(
         student.text = table_text_tower(class_texts(job, carried[0]), carried[1])
         set_trainable(student.text, False)
     space = job.teacher.space if recipe.student.space == "teacher" and job.teacher is not None else None
+    seen = trained_on(job)
     card: dict[str, Any] = {
         "recipe": recipe.name,
         "paper": recipe.paper,
         "teacher": None if job.teacher is None else {"name": job.teacher.name, "space": job.teacher.space},
         "data": job.data.reference,
+        "trained_on": {"images": len(job.data), "classes": len(seen.classes)},
         "seed": recipe.seed,
         "steps": result.steps,
         "seconds": round(result.seconds, 1),
     }
+    if job.dev is not None and job.dev.class_names and (protocol := seen.protocol(job.dev, job.dev.class_names)):
+        card["dev_protocol"] = protocol
     save_model(student, job.out / "model", name=job.out.name, space=space, card=card)
+    seen.write(job.out / "model")
     summary = {
         **card,
         "images_per_second": round(result.images_per_second, 2),
