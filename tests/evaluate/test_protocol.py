@@ -82,13 +82,14 @@ def test_the_same_listing_is_known_wherever_it_lies(tmp_path: Path, monkeypatch:
 
 
 def test_of_many_images_a_fair_sample_is_kept() -> None:
-    trained, evaluated = data(0, 2000), data(1000, 3000)
+    # Absolute, so that the sample is the same in whichever folder the tests run.
+    trained, evaluated = data(0, 2000, where="/pets"), data(1000, 3000, where="/pets")
     whole, some = TrainedOn.of(trained), TrainedOn.of(trained, keep=400)
     assert len(some.places) == 400
     assert "1000 of its 2000 images" in whole.protocol(evaluated, NAMES)
     estimate = int(some.protocol(evaluated, NAMES).split(" classes and ")[1].split()[0])
-    assert estimate == pytest.approx(1000, abs=120)
-    assert "0 of its 500 images" in some.protocol(data(5000, 5500), NAMES)
+    assert estimate == pytest.approx(1000, abs=150)
+    assert "0 of its 500 images" in some.protocol(data(5000, 5500, where="/pets"), NAMES)
 
 
 def test_what_the_weights_saw_before_counts_too() -> None:
