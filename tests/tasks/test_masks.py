@@ -114,7 +114,7 @@ def test_gradients_reach_the_masks_of_every_head_and_unit(towers: Sequence[str])
     assert bool((masks.multipliers.grad < 0).all())
 
 
-def test_fresh_masks_change_nothing_and_neither_does_their_hardening() -> None:
+def test_fresh_masks_change_nothing_and_neither_does_their_hardening(caplog: pytest.LogCaptureFixture) -> None:
     model = student()
     before, size = vectors(model), sum(p.numel() for p in model.parameters())
     masks = masked(model)
@@ -122,6 +122,7 @@ def test_fresh_masks_change_nothing_and_neither_does_their_hardening() -> None:
     masks.harden(model)
     torch.testing.assert_close(vectors(model), before, atol=1e-6, rtol=0)
     assert sum(p.numel() for p in model.parameters()) == size
+    assert "100 % of what they cover is kept, not 50 %" in caplog.text
 
 
 def test_hardening_leaves_what_the_masked_student_said_in_fewer_weights() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,13 +13,17 @@ from torch.utils.hooks import RemovableHandle
 from clipette.errors import ConfigError
 from clipette.models.core import DualEncoder, ImageTower, TextTower
 from clipette.models.hard_concrete import kept_units, open_probability, sample_gates, settled_gates
-from clipette.models.pruned import Kept, Layer, open_layers, prune
+from clipette.models.pruned import Kept, open_layers, prune
 
 # Where masks start: P(z > 0) = 0.99993, so that of 7,000 hidden units all are kept, and still with a gradient. The
 # release starts at 10, where P hardly has one.
 START = 8.0
 # TinyCLIP's release starts both of its multipliers here.
 MULTIPLIER = 10.0
+# A share this far from the target is worth a warning.
+NEAR = 0.05
+
+log = logging.getLogger(__name__)
 
 
 def lagrangian(share: Tensor, target: float, multipliers: Tensor) -> Tensor:
@@ -113,16 +118,12 @@ class TowerMasks(nn.Module):
         drawn = sample_gates(self.log_alpha, torch.rand_like(self.log_alpha)) if tower.training else self._settled()
         groups = self._groups(drawn)
         for number, (layer, heads, hidden) in enumerate(self._gates):
-            heads.value = groups[2 * number].repeat_interleave(_head_width(layer))
+            heads.value = groups[2 * number].repeat_interleave(layer.attention.head_width)
             hidden.value = groups[2 * number + 1]
 
     def _leave(self, tower: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         for _, heads, hidden in self._gates:
             heads.value = hidden.value = None
-
-
-def _head_width(layer: Layer) -> int:
-    return layer.attention.head_width
 
 
 class Masks(nn.Module):
@@ -175,7 +176,15 @@ class Masks(nn.Module):
         return penalty, share
 
     def harden(self, student: DualEncoder) -> None:
-        """Leave the smaller student that the masks have found, without masks."""
+        """Leave the smaller student that the masks have found, without masks; a target that was missed is logged."""
+        share = float(self.share().detach())
+        if abs(share - self.keep) > NEAR:
+            log.warning(
+                "masks: %.0f %% of what they cover is kept, not %.0f %%: they need some 10 / masks.lr steps to shut, "
+                "and more where the losses hold against them; train for longer, or raise masks.lr",
+                100 * share,
+                100 * self.keep,
+            )
         for name, masks in self.towers.items():
             assert isinstance(masks, TowerMasks)
             masks.harden(_tower(student, name))
