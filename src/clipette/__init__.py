@@ -8,7 +8,7 @@ The verbs of the command line are functions here, loaded when first used (import
     vectors = encoder.encode_images(["photo.jpg"])
 
 ``load``, ``pour``, ``pretrain``, ``distill``, ``evaluate``, ``compare``, ``classify``, ``export``,
-``demo``, ``doctor``.
+``quantize``, ``demo``, ``doctor``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from clipette.version import VERSION as __version__
 if TYPE_CHECKING:
     from clipette.health import doctor
     from clipette.resolve import resolve as load
-    from clipette.verbs import classify, compare, demo, distill, evaluate, export, pour, pretrain
+    from clipette.verbs import classify, compare, demo, distill, evaluate, export, pour, pretrain, quantize
 
 __all__ = [
     "__version__",
@@ -37,6 +37,7 @@ __all__ = [
     "load",
     "pour",
     "pretrain",
+    "quantize",
 ]
 
 # Public name -> (module, name there).
@@ -45,7 +46,7 @@ _PUBLIC = {
     "doctor": ("clipette.health", "doctor"),
     **{
         verb: ("clipette.verbs", verb)
-        for verb in ("pour", "pretrain", "distill", "evaluate", "compare", "classify", "export", "demo")
+        for verb in ("pour", "pretrain", "distill", "evaluate", "compare", "classify", "export", "quantize", "demo")
     },
 }
 

@@ -9,6 +9,7 @@
     │   │   └── BadImageError    one image that cannot be read (skipped and recorded, never fatal alone)
     │   ├── StoreError           a store that is damaged, of another teacher, or of another width
     │   ├── ModelError           a model that cannot be built, loaded or paired
+    │   ├── GateError            a smaller artefact that lost more than its budget
     │   └── UnsupportedError     asked of something that cannot do it (text of an image-only model, ...)
     └── InternalError            a broken promise inside Clipette: please report
 """
@@ -42,6 +43,10 @@ class StoreError(UserError):
 
 class ModelError(UserError):
     """A model cannot be built, loaded or paired."""
+
+
+class GateError(UserError):
+    """A smaller artefact has lost more quality than its budget allows; nothing was written."""
 
 
 class UnsupportedError(UserError):

@@ -176,6 +176,41 @@ def export(model: str, out: str | Path) -> dict[str, object]:
     return {"bundle": str(found.path), "bytes": found.bytes, "largest_difference": difference}
 
 
+def quantize(
+    bundle: str | Path,
+    data: str,
+    out: str | Path,
+    *,
+    calibrate: str | None = None,
+    precision: str = "int8",
+    kept: int = 1,
+    milder: bool = False,
+    cosine: float = 0.99,
+    loss: float = 0.01,
+) -> dict[str, object]:
+    """Write a smaller copy of ``bundle`` if, on ``data``, it loses no more than ``cosine`` and ``loss`` allow.
+
+    Raises ``GateError`` otherwise: nothing is written then.
+    """
+    from clipette.export.gate import Budget
+    from clipette.export.smaller import PRECISIONS, quantize
+
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision '{precision}' is none of {', '.join(PRECISIONS)}")
+    found = quantize(
+        bundle,
+        load_data(data),
+        out,
+        calibration=None if calibrate is None else load_data(calibrate),
+        precision=PRECISIONS[precision],
+        kept=kept,
+        milder=milder,
+        budget=Budget(cosine, loss),
+    )
+    sizes = {"bytes": found.bytes, "bytes_before": found.bytes_before}
+    return {"bundle": str(found.path), "setting": found.setting, **sizes, **found.quality.to_dict()}
+
+
 def demo(out: str | Path = "runs/demo", seed: int = 0) -> dict[str, Any]:
     """The whole path on the rendered sample world: teacher, student, its twin without a teacher, and a report.
 

@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,25 +44,46 @@ def export_bundle(encoder: TorchEncoder, out: str | Path, *, card: Mapping[str, 
         UnsupportedError: a tower or tokenizer that has no form without PyTorch, or vectors that differ by more than
             ``PARITY`` from the model's.
     """
-    target = Path(out)
+    facts, files = bundle_parts(encoder, dict(card or {}))
+    parity: list[Parity] = []
+
+    def check(made: Path) -> None:
+        parity.append(measure_parity(encoder, load_bundle(made)))
+        if parity[0].worst > PARITY:
+            raise UnsupportedError(
+                f"the exported vectors differ from the model's by up to {parity[0].worst:.1e} (allowed {PARITY:.0e}): "
+                "nothing was written; please report this model"
+            )
+
+    path = write_bundle(Path(out), facts, files, check=check)
+    return Exported(path, parity[0], sum(len(data) for data in files.values()))
+
+
+def write_bundle(
+    target: Path, facts: Mapping[str, Any], files: Mapping[str, bytes], *, check: Callable[[Path], None] | None = None
+) -> Path:
+    """Write a bundle whole or not at all, in place of one that is there; ``check`` looks at it before it counts.
+
+    Raises ``ConfigError`` where ``target`` holds something else, and whatever ``check`` raises.
+    """
     if target.exists() and not is_bundle(target):
         raise ConfigError(f"{target}: is there and no bundle; name a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        _write(encoder, made, dict(card or {}))
-        parity = measure_parity(encoder, load_bundle(made))
-        if parity.worst > PARITY:
-            raise UnsupportedError(
-                f"the exported vectors differ from the model's by up to {parity.worst:.1e} (allowed {PARITY:.0e}): "
-                "nothing was written; please report this model"
-            )
+        every = {**files, "card.md": write_card(facts).encode()}
+        for name, data in every.items():
+            write_atomic(made / name, data)
+        records = {name: {"size": len(data), "digest": digest(data)} for name, data in every.items()}
+        # Last: what has no manifest is no bundle.
+        write_json(made / MANIFEST, {**facts, "files": records})
+        if check is not None:
+            check(made)
         made.chmod(0o755)
         _replace(made, target)
     finally:
         shutil.rmtree(made, ignore_errors=True)
-    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    return Exported(target, parity, size)
+    return target
 
 
 def _replace(made: Path, target: Path) -> None:
@@ -77,7 +98,8 @@ def _replace(made: Path, target: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write(encoder: TorchEncoder, folder: Path, card: dict[str, Any]) -> None:
+def bundle_parts(encoder: TorchEncoder, card: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """(the manifest's facts, files by name) of a model."""
     model = encoder.model.float().cpu().eval()
     files: dict[str, bytes] = {}
     image = text = None
@@ -102,14 +124,9 @@ def _write(encoder: TorchEncoder, folder: Path, card: dict[str, Any]) -> None:
         "precision": "fp32",
         "image": image,
         "text": text,
-        "card": card,
+        "card": dict(card),
     }
-    files["card.md"] = write_card(facts).encode()
-    for name, data in files.items():
-        write_atomic(folder / name, data)
-    records = {name: {"size": len(data), "digest": digest(data)} for name, data in files.items()}
-    # Last: what has no manifest is no bundle.
-    write_json(folder / MANIFEST, {**facts, "files": records})
+    return facts, files
 
 
 def _text_side(tower: TextTower) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -1,0 +1,84 @@
+"""Is a smaller bundle still the model it was? Measured on the user's data, against a stated budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from clipette.data.dataset import Dataset
+from clipette.errors import GateError
+from clipette.evaluate.encoding import CachedEncoder
+from clipette.evaluate.retrieval import retrieval
+from clipette.evaluate.zero_shot import zero_shot
+from clipette.export.quantize import median_cosine
+from clipette.types import Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What may be lost. ``cosine``: the least median cosine to the full bundle's vectors, of images and of texts;
+    ``loss``: the most that the task figure may fall, as a share of the full bundle's."""
+
+    cosine: float = 0.99
+    loss: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """A smaller bundle against the full one. ``figure``: ``mean_recall`` where the data has captions, ``top1`` where it
+    has classes, else None; ``loss`` = 1 - after / before."""
+
+    cosine_images: float
+    cosine_texts: float | None
+    figure: str | None
+    before: float | None
+    after: float | None
+
+    @property
+    def loss(self) -> float | None:
+        """The share of the task figure that is lost; None without one."""
+        return None if self.before is None or self.after is None or not self.before else 1 - self.after / self.before
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return {**asdict(self), "loss": self.loss}
+
+    def faults(self, budget: Budget) -> list[str]:
+        """What exceeds the budget, in words."""
+        out = []
+        for side, cosine in (("images", self.cosine_images), ("texts", self.cosine_texts)):
+            if cosine is not None and not cosine >= budget.cosine:
+                out.append(f"median cosine of {side} {cosine:.4f} < {budget.cosine:g}")
+        if self.loss is not None and not self.loss <= budget.loss:
+            out.append(
+                f"{self.figure} falls from {self.before:.4f} to {self.after:.4f}, {self.loss:.1%} > {budget.loss:.1%}"
+            )
+        return out
+
+
+def measure_quality(full: Encoder, smaller: Encoder, data: Dataset) -> Quality:
+    """Both bundles on ``data``."""
+    one, other = CachedEncoder(full), CachedEncoder(smaller)
+    images = median_cosine(*(each.encode_samples(data.samples).vectors for each in (one, other)))
+    captions = list(dict.fromkeys(caption for sample in data.samples for caption in sample.captions))
+    asked = captions or [f"a photo of a {name}" for name in data.class_names]
+    texts = None
+    if full.can_encode_text and asked and captions:
+        texts = median_cosine(one.encode_texts(asked), other.encode_texts(asked))
+    figure = before = after = None
+    if captions and full.can_encode_text:
+        figure = "mean_recall"
+        before, after = (retrieval(each, data).mean_recall.value for each in (one, other))
+    elif data.class_names and full.can_encode_text:
+        figure = "top1"
+        before, after = (zero_shot(each, data, "single").top1.value for each in (one, other))
+    return Quality(images, texts, figure, before, after)
+
+
+def refuse(tried: Sequence[tuple[str, Quality]], budget: Budget) -> GateError:
+    """The error of a gate that nothing passed, with every figure."""
+    lines = [f"  {name}: {'; '.join(quality.faults(budget))}" for name, quality in tried]
+    return GateError(
+        "nothing was written, for the gate was not passed:\n" + "\n".join(lines) + "\n"
+        "try a milder setting (--milder tries them in turn), or state a larger budget (--cosine, --loss)"
+    )
