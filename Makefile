@@ -15,7 +15,7 @@ OUT_OPTION = $(if $(OUT),--out $(OUT),)
 SEEDS_OPTION = $(if $(SEEDS),--seeds $(SEEDS),)
 METHODS_OPTION = $(if $(METHODS),--methods $(METHODS),)
 
-.PHONY: install demo test check bench-flickr8k bench-pour bench-crash bench-npz bench-methods clean
+.PHONY: install demo test check bench-flickr8k bench-pour bench-crash bench-npz bench-methods bench-export clean
 
 install: $(STAMP)
 
@@ -52,6 +52,9 @@ bench-methods: install
 
 bench-npz: install
 	$(PY) benchmarks/npz_teacher.py $(OUT_OPTION)
+
+bench-export: install
+	$(PY) benchmarks/export_student.py $(OUT_OPTION)
 
 clean:
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

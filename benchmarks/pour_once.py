@@ -32,6 +32,8 @@ from torch.utils.data import DataLoader
 
 from clipette.data.dataset import Dataset
 from clipette.data.sources import load_data
+from clipette.data.world import WorldSpec
+from clipette.data.world_write import write_world
 from clipette.io import write_json
 from clipette.memory import keep_freed_memory
 from clipette.models.core import DualEncoder
@@ -293,14 +295,16 @@ def synchronize(device: torch.device) -> None:
 # ---------------------------------------------------------------- putting them together
 
 
-def photographs(count: int) -> Dataset:
-    """Real photographs with captions where they are at hand, else the rendered world."""
+def photographs(count: int, work: Path) -> Dataset:
+    """Real photographs with captions where they are at hand, else the rendered world, as JPEGs too."""
     shared = shared_folder()
     if shared is not None and (shared / "data" / "flickr8k-train-000.tar").is_file():
         tars = sorted((shared / "data").glob("flickr8k-train-*.tar"))
         data = load_data(" + ".join(f"wds:{tar}" for tar in tars[: -(-count // 1000)]))
     else:
-        data = load_data(f"world:pretrain?n={count}&size=224")
+        # Rendered beforehand: drawing a picture takes ten times as long as decoding one.
+        tars = write_world(work / "world", WorldSpec("pretrain", count, size=224))
+        data = load_data(" + ".join(f"wds:{tar}" for tar in tars))
     return replace(data, samples=data.samples[:count])
 
 
@@ -310,7 +314,7 @@ def prepare(options: Namespace, work: Path) -> Bench:
         # As open_clip_train/main.py sets it: one setting for all arms.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     # Enough for an epoch: in a round no image comes twice.
-    data = photographs(options.batch * max(options.steps, options.online_steps))
+    data = photographs(options.batch * max(options.steps, options.online_steps), work)
     student = work / "clipette-student.json"
     write_json(student, SMOKE_STUDENT if options.smoke else STUDENT)
     write_json(work / "clipette-teacher.json", SMOKE_TEACHER)

@@ -8,7 +8,7 @@ The verbs of the command line are functions here, loaded when first used (import
     vectors = encoder.encode_images(["photo.jpg"])
 
 ``load``, ``pour``, ``pretrain``, ``distill``, ``evaluate``, ``compare``, ``classify``, ``export``,
-``quantize``, ``demo``, ``doctor``.
+``add_class``, ``quantize``, ``bench``, ``demo``, ``doctor``.
 """
 
 from __future__ import annotations
@@ -23,10 +23,24 @@ from clipette.version import VERSION as __version__
 if TYPE_CHECKING:
     from clipette.health import doctor
     from clipette.resolve import resolve as load
-    from clipette.verbs import classify, compare, demo, distill, evaluate, export, pour, pretrain, quantize
+    from clipette.verbs import (
+        add_class,
+        bench,
+        classify,
+        compare,
+        demo,
+        distill,
+        evaluate,
+        export,
+        pour,
+        pretrain,
+        quantize,
+    )
 
 __all__ = [
     "__version__",
+    "add_class",
+    "bench",
     "classify",
     "compare",
     "demo",
@@ -44,10 +58,7 @@ __all__ = [
 _PUBLIC = {
     "load": ("clipette.resolve", "resolve"),
     "doctor": ("clipette.health", "doctor"),
-    **{
-        verb: ("clipette.verbs", verb)
-        for verb in ("pour", "pretrain", "distill", "evaluate", "compare", "classify", "export", "quantize", "demo")
-    },
+    **{verb: ("clipette.verbs", verb) for verb in __all__ if verb not in ("__version__", "load", "doctor")},
 }
 
 

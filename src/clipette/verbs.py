@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipette.benching import bench as bench
 from clipette.config import find_recipe, load_yaml, shipped_recipes
 from clipette.data.dataset import Dataset
 from clipette.data.sources import load_data
@@ -161,19 +162,32 @@ def distill(
     )
 
 
-def export(model: str, out: str | Path) -> dict[str, object]:
+def export(
+    model: str, out: str | Path, *, labels: Sequence[str] = (), templates: str = "openai80"
+) -> dict[str, object]:
     """Write ``model`` as a bundle that needs no PyTorch to the folder ``out``; what was written, and its parity.
 
-    Raises ``UnsupportedError`` where a tower or tokenizer has no such form, or would not say the same.
+    ``labels``: a class bundle, with the vectors of these classes (worded by ``templates``) and no text tower. Raises
+    ``UnsupportedError`` where a tower or tokenizer has no such form, or would not say the same.
     """
     from clipette.export.bundle import export_bundle
+    from clipette.export.classes import with_classes
 
     encoder = resolve(model, device="cpu")
     if not isinstance(encoder, TorchEncoder):
         raise ConfigError(f"{model} is no PyTorch model: it has nothing to export")
-    found = export_bundle(encoder, out, card=recorded_card(model))
+    if labels:
+        encoder = with_classes(encoder, labels, templates)
+    found = export_bundle(encoder, out, card=recorded_card(model), templates=templates if labels else None)
     difference = {"images": found.parity.images, "texts": found.parity.texts}
     return {"bundle": str(found.path), "bytes": found.bytes, "largest_difference": difference}
+
+
+def add_class(bundle: str | Path, names: Sequence[str], *, model: str) -> dict[str, object]:
+    """Add classes to a class bundle, their vectors by ``model``'s text tower; all classes that it has then."""
+    from clipette.export.classes import add_classes
+
+    return {"bundle": str(bundle), "classes": list(add_classes(bundle, resolve(model, device="cpu"), names))}
 
 
 def quantize(

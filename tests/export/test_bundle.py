@@ -17,8 +17,11 @@ from tests.models import test_open_clip_models as open_clip_kinds
 from tests.models import test_transformers_models as transformers_kinds
 
 from clipette.errors import BadImageError, ConfigError, ModelError, UnsupportedError
+from clipette.evaluate.wording import fitting_templates
+from clipette.evaluate.zero_shot import class_vectors
 from clipette.export import bundle as writing
 from clipette.export.bundle import export_bundle
+from clipette.export.classes import add_classes, with_classes
 from clipette.export.parity import PARITY, Parity, pictures
 from clipette.io import digest
 from clipette.models.core import DualEncoder
@@ -115,6 +118,31 @@ def test_one_side_alone(tmp_path: Path) -> None:
     np.testing.assert_allclose(stored.encode_texts(["a ring", "a red star"]), vectors[::-1], atol=1e-6)
     with pytest.raises(UnsupportedError, match="'a cat' is not among"):
         stored.encode_texts(["a cat"])
+
+
+def test_class_bundles_grow_by_classes(kept: tuple[Path, TorchEncoder], tmp_path: Path) -> None:
+    _, model = kept
+    path = tmp_path / "pets"
+    export_bundle(with_classes(model, ["red star", "ring"], "plain"), path, templates="plain")
+    ours = load_bundle(path)
+    assert ours.space == model.space
+    assert "text.onnx" not in ours.bundle.files
+    np.testing.assert_allclose(ours.encode_texts(["ring"]), class_vectors(model, ["ring"], "plain"), atol=1e-5)
+    assert fitting_templates([ours], ["ring", "red star"]) == "none"
+    assert add_classes(path, model, ["a blue sky"]) == ("red star", "ring", "a blue sky")
+    grown = load_bundle(path)
+    np.testing.assert_array_equal(grown.encode_texts(["ring"]), ours.encode_texts(["ring"]))
+    expected = class_vectors(model, ["a blue sky"], "plain")
+    np.testing.assert_allclose(grown.encode_texts(["a blue sky"]), expected, atol=1e-5)
+    with pytest.raises(ConfigError, match="has the class 'ring' already"):
+        add_classes(path, model, ["ring"])
+    with pytest.raises(ConfigError, match="given twice"):
+        with_classes(model, ["ring", "ring"], "plain")
+    other = TorchEncoder(model.model, name="other", space="o" * 32, device="cpu")
+    with pytest.raises(ModelError, match="cannot be compared"):
+        add_classes(path, other, ["x"])
+    with pytest.raises(UnsupportedError, match="no class bundle"):
+        add_classes(kept[0], model, ["x"])
 
 
 def test_needs_no_torch_and_starts_fast(kept: tuple[Path, TorchEncoder]) -> None:

@@ -12,6 +12,8 @@ from typing import Annotated
 import typer
 
 from clipette.cli import (
+    add_class,
+    bench,
     classify,
     compare,
     demo,
@@ -40,7 +42,9 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "compare": (compare.compare, compare.EXAMPLES),
     "classify": (classify.classify, classify.EXAMPLES),
     "export": (export.export, export.EXAMPLES),
+    "add-class": (add_class.add_class, add_class.EXAMPLES),
     "quantize": (quantize.quantize, quantize.EXAMPLES),
+    "bench": (bench.bench, bench.EXAMPLES),
     "render": (render.render, render.EXAMPLES),
     "recipes": (recipes.recipes, recipes.EXAMPLES),
     "doctor": (doctor.doctor, doctor.EXAMPLES),

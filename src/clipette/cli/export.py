@@ -7,19 +7,25 @@ from typing import Annotated
 
 import typer
 
-from clipette.cli.options import print_result
+from clipette.cli.options import print_result, words
 
 EXAMPLES = """\
-clipette export runs/student --out student.bundle             # two ONNX graphs, tokenizer, preprocessing, card
+clipette export runs/student --out student.bundle
 clipette export open_clip:MobileCLIP-S1/datacompdr --out s1.bundle
-clipette classify photo.jpg --model student.bundle --labels "a dog,a cat"    # a bundle stands wherever a model does"""
+clipette export runs/student --labels "a dog,a cat,a horse" --out pets.bundle
+clipette classify photo.jpg --model student.bundle --labels 'a dog,a cat'"""
 
 
 def export(
     model: Annotated[str, typer.Argument(help="The model: a run, a folder, open_clip:, hf:, lit:.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The bundle; a bundle there is replaced.")],
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A,B,...", help="A class bundle: the vectors of these classes, no text tower."),
+    ] = None,
+    templates: Annotated[str, typer.Option(metavar="NAME", help="How --labels are worded.")] = "openai80",
 ) -> None:
     """Write a model as a bundle that needs no PyTorch."""
     from clipette import verbs
 
-    print_result(verbs.export(model, out))
+    print_result(verbs.export(model, out, labels=words(labels), templates=templates))

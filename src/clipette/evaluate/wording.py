@@ -8,6 +8,8 @@ from clipette.data.prompts import class_prompts
 from clipette.models.inference import TorchEncoder
 from clipette.models.stored_vectors import StoredEncoder
 from clipette.models.text import TableTokenizer
+from clipette.runtime.encoder import BundleEncoder
+from clipette.runtime.tokens import StoredTexts
 from clipette.types import Encoder
 
 AUTO = "auto"
@@ -35,6 +37,8 @@ def known_texts(encoder: Encoder) -> frozenset[str] | None:
     """The only texts that an encoder knows; None where it encodes any, or none at all."""
     if isinstance(encoder, StoredEncoder):
         return frozenset(encoder.texts) if encoder.can_encode_text else None
+    if isinstance(encoder, BundleEncoder):
+        return frozenset(encoder.tokenizer.texts) if isinstance(encoder.tokenizer, StoredTexts) else None
     if isinstance(encoder, TorchEncoder) and encoder.model.text is not None:
         tokenizer = encoder.model.text.tokenizer
         return frozenset(tokenizer.texts) if isinstance(tokenizer, TableTokenizer) else None

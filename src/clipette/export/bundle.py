@@ -36,8 +36,12 @@ class Exported:
     bytes: int
 
 
-def export_bundle(encoder: TorchEncoder, out: str | Path, *, card: Mapping[str, Any] | None = None) -> Exported:
+def export_bundle(
+    encoder: TorchEncoder, out: str | Path, *, card: Mapping[str, Any] | None = None, templates: str | None = None
+) -> Exported:
     """Write ``encoder`` as a bundle to the folder ``out``, replacing a bundle that is there.
+
+    ``templates``: the wording behind stored class vectors, for classes that join them later.
 
     Raises:
         ConfigError: ``out`` holds something else.
@@ -45,6 +49,8 @@ def export_bundle(encoder: TorchEncoder, out: str | Path, *, card: Mapping[str, 
             ``PARITY`` from the model's.
     """
     facts, files = bundle_parts(encoder, dict(card or {}))
+    if templates is not None:
+        facts["text"]["templates"] = templates
     parity: list[Parity] = []
 
     def check(made: Path) -> None:

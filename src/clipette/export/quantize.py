@@ -104,19 +104,22 @@ class Static:
             raise UnsupportedError("static quantization needs images to calibrate with: name them with --data")
         self.graph = graph
         self.batches = batches
-        self._folder = tempfile.TemporaryDirectory(prefix="clipette-int8-")
-        self._root = Path(self._folder.name)
-        self.model = unshared(onnx.load_from_string(graph))
-        (self._root / "fp32.onnx").write_bytes(self.model.SerializeToString())
+        self.model = unshared(onnx.load_from_string(graph)).SerializeToString()
+        # What onnxruntime's calibration found, as it keeps it.
+        self._ranges: bytes | None = None
 
     def __call__(self, keep: Sequence[str] = ()) -> bytes:
         """The graph in 8 bits, but for the nodes in ``keep``."""
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-        out = self._root / "int8.onnx"
-        with _quiet():
+        with _quiet(), tempfile.TemporaryDirectory(prefix="clipette-int8-") as name:
+            folder = Path(name)
+            full, out, ranges = folder / "fp32.onnx", folder / "int8.onnx", folder / "ranges.json"
+            full.write_bytes(self.model)
+            if self._ranges is not None:
+                ranges.write_bytes(self._ranges)
             quantize_static(
-                str(self._root / "fp32.onnx"),
+                str(full),
                 out,
                 _Reader(self.batches),
                 quant_format=QuantFormat.QDQ,
@@ -125,9 +128,10 @@ class Static:
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=list(keep),
-                calibration_cache_path=self._root / "ranges.json",
+                calibration_cache_path=ranges,
             )
-        return out.read_bytes()
+            self._ranges = ranges.read_bytes()
+            return out.read_bytes()
 
 
 class Dynamic:

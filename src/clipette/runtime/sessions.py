@@ -14,7 +14,10 @@ MOST_THREADS = 16
 
 
 def default_threads() -> int:
-    """Threads of one session: the cores this process may use, a container's quota, at most ``MOST_THREADS``."""
+    """Threads of one session: ``OMP_NUM_THREADS``, else the cores this process may use within a container's quota."""
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    if stated.isdigit() and int(stated):
+        return int(stated)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, _quota() or cores, MOST_THREADS))
 
