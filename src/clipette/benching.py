@@ -70,7 +70,7 @@ def bench_models(references: Sequence[str], *, threads: int | None = None) -> li
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     found = []
-    for reference in track(references, total=len(references), description="bench"):
+    for reference in track(references, total=len(references), description="bench", unit="models"):
         command = [sys.executable, "-m", "clipette.benching", reference]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:

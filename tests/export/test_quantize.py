@@ -119,6 +119,8 @@ def test_a_smaller_bundle_says_what_it_lost(bundle: Path, data: Dataset, tmp_pat
     assert made.bundle.manifest["precision"] == "int8, 0 of 10 runs of layers kept"
     assert made.bundle.manifest["gate"]["cosine_images"] == found.quality.cosine_images
     assert "int8" in (tmp_path / "q" / "card.md").read_text()
+    with pytest.raises(ConfigError, match="int8, 0 of 10 runs of layers kept already"):
+        quantize(tmp_path / "q", data, tmp_path / "again")
     again = quantize(bundle, data, tmp_path / "h", precision="fp16")
     assert again.setting == "fp16"
     assert again.quality.cosine_images > 0.9999

@@ -86,11 +86,12 @@ class Preprocess:
             cut = ImageEnhance.Color(cut).enhance(view.saturation)
         return np.array(cut, dtype=np.uint8)
 
-    def normalize(self, pixels: Bytes) -> Floats:
-        """(x / 255 - mean) / std: uint8 [H, W, 3] or [N, H, W, 3] to float32 [3, H, W] or [N, 3, H, W]."""
+    def normalize(self, pixels: Bytes, out: Floats | None = None) -> Floats:
+        """(x / 255 - mean) / std: uint8 [H, W, 3] or [N, H, W, 3] to float32 [3, H, W] or [N, 3, H, W] (``out``)."""
         # 256 possible bytes a channel: a table is exact (the same float32 operations) and faster than arithmetic.
         table = _table(self.mean, self.std)
-        out = np.empty((*pixels.shape[:-3], 3, *pixels.shape[-3:-1]), dtype=np.float32)
+        if out is None:
+            out = np.empty((*pixels.shape[:-3], 3, *pixels.shape[-3:-1]), dtype=np.float32)
         for channel in range(3):
             np.take(table[channel], pixels[..., channel], out=out[..., channel, :, :], mode="clip")
         return out

@@ -19,9 +19,10 @@ from clipette.export.graphs import image_graph, text_graph
 from clipette.export.parity import PARITY, Parity, measure_parity
 from clipette.export.tokens import bundled_tokenizer
 from clipette.io import digest, fsync_folder, write_atomic, write_json
-from clipette.models.core import TextTower
+from clipette.models.core import ImageTower, TextTower
 from clipette.models.inference import TorchEncoder
 from clipette.models.text import TableTextTrunk
+from clipette.progress import track
 from clipette.runtime.bundle import FORMAT, MANIFEST, OPSET, VERSION, is_bundle
 from clipette.runtime.encoder import load_bundle
 from clipette.version import VERSION as CLIPETTE
@@ -48,6 +49,7 @@ def export_bundle(
         UnsupportedError: a tower or tokenizer that has no form without PyTorch, or vectors that differ by more than
             ``PARITY`` from the model's.
     """
+    check_target(Path(out))
     facts, files = bundle_parts(encoder, dict(card or {}))
     if templates is not None:
         facts["text"]["templates"] = templates
@@ -72,8 +74,7 @@ def write_bundle(
 
     Raises ``ConfigError`` where ``target`` holds something else, and whatever ``check`` raises.
     """
-    if target.exists() and not is_bundle(target):
-        raise ConfigError(f"{target}: is there and no bundle; name a new folder")
+    check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -92,6 +93,12 @@ def write_bundle(
     return target
 
 
+def check_target(target: Path) -> None:
+    """Raises ``ConfigError`` where something else than a bundle is in the way."""
+    if target.exists() and not is_bundle(target):
+        raise ConfigError(f"{target}: is there and no bundle; name a new folder")
+
+
 def _replace(made: Path, target: Path) -> None:
     """A folder cannot be renamed over a full one: the old one steps aside first."""
     aside = None
@@ -108,14 +115,11 @@ def bundle_parts(encoder: TorchEncoder, card: Mapping[str, Any]) -> tuple[dict[s
     """(the manifest's facts, files by name) of a model."""
     model = encoder.model.float().cpu().eval()
     files: dict[str, bytes] = {}
-    image = text = None
-    if model.image is not None:
-        files["image.onnx"] = image_graph(model.image)
-        preprocess = model.image.preprocess.to_dict()
-        files["preprocess.json"] = json.dumps(preprocess, indent=2, sort_keys=True).encode()
-        image = {"file": "image.onnx", "preprocess": preprocess}
-    if model.text is not None:
-        text, more = _text_side(model.text)
+    sides: dict[str, dict[str, Any] | None] = {"image": None, "text": None}
+    towers = [tower for tower in (model.image, model.text) if tower is not None]
+    for tower in track(towers, total=len(towers), description="export", unit="towers"):
+        name = "image" if isinstance(tower, ImageTower) else "text"
+        sides[name], more = _image_side(tower) if isinstance(tower, ImageTower) else _text_side(tower)
         files |= more
     facts = {
         "format": FORMAT,
@@ -128,11 +132,19 @@ def bundle_parts(encoder: TorchEncoder, card: Mapping[str, Any]) -> tuple[dict[s
         "logit_bias": encoder.logit_bias,
         "opset": OPSET,
         "precision": "fp32",
-        "image": image,
-        "text": text,
+        **sides,
         "card": dict(card),
     }
     return facts, files
+
+
+def _image_side(tower: ImageTower) -> tuple[dict[str, Any], dict[str, bytes]]:
+    preprocess = tower.preprocess.to_dict()
+    files = {
+        "image.onnx": image_graph(tower),
+        "preprocess.json": json.dumps(preprocess, indent=2, sort_keys=True).encode(),
+    }
+    return {"file": "image.onnx", "preprocess": preprocess}, files
 
 
 def _text_side(tower: TextTower) -> tuple[dict[str, Any], dict[str, bytes]]:

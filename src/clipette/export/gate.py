@@ -9,7 +9,8 @@ from clipette.data.dataset import Dataset
 from clipette.errors import GateError
 from clipette.evaluate.encoding import CachedEncoder
 from clipette.evaluate.retrieval import retrieval
-from clipette.evaluate.zero_shot import zero_shot
+from clipette.evaluate.wording import fitting_templates, known_texts
+from clipette.evaluate.zero_shot import class_vectors, zero_shot
 from clipette.export.quantize import median_cosine
 from clipette.types import Encoder
 
@@ -60,18 +61,18 @@ def measure_quality(full: Encoder, smaller: Encoder, data: Dataset) -> Quality:
     """Both bundles on ``data``."""
     one, other = CachedEncoder(full), CachedEncoder(smaller)
     images = median_cosine(*(each.encode_samples(data.samples).vectors for each in (one, other)))
+    texts = figure = before = after = None
     captions = list(dict.fromkeys(caption for sample in data.samples for caption in sample.captions))
-    asked = captions or [f"a photo of a {name}" for name in data.class_names]
-    texts = None
-    if full.can_encode_text and asked and captions:
-        texts = median_cosine(one.encode_texts(asked), other.encode_texts(asked))
-    figure = before = after = None
-    if captions and full.can_encode_text:
+    if full.can_encode_text and captions:
+        texts = median_cosine(one.encode_texts(captions), other.encode_texts(captions))
         figure = "mean_recall"
         before, after = (retrieval(each, data).mean_recall.value for each in (one, other))
-    elif data.class_names and full.can_encode_text:
+    elif full.can_encode_text and data.class_names:
+        # Stored texts have a wording of their own.
+        wording = "single" if known_texts(one.encoder) is None else fitting_templates([one.encoder], data.class_names)
+        texts = median_cosine(*(class_vectors(each, data.class_names, wording) for each in (one, other)))
         figure = "top1"
-        before, after = (zero_shot(each, data, "single").top1.value for each in (one, other))
+        before, after = (zero_shot(each, data, wording).top1.value for each in (one, other))
     return Quality(images, texts, figure, before, after)
 
 

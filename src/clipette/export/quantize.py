@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from clipette.errors import UnsupportedError
+from clipette.progress import track
 from clipette.runtime.sessions import Session
 from clipette.types import Floats
 
@@ -146,13 +147,13 @@ class Dynamic:
         return dynamic(self.graph, keep=keep)
 
 
-def segments(quantizer: Static | Dynamic) -> list[Segment]:
-    """The graph's runs of layers, each tried alone; the one that bears 8 bits worst first."""
+def segments(quantizer: Static | Dynamic, *, what: str = "") -> list[Segment]:
+    """The graph's runs of layers, each tried alone; the one that bears 8 bits worst first. ``what``: for the bar."""
     # Names of nodes do not change when shared weights are told apart.
     runs = runs_of_layers(onnx.load_from_string(quantizer.graph))
     expected = vectors(quantizer.graph, quantizer.batches)
     found = []
-    for run in runs:
+    for run in track(runs, total=len(runs), description=f"layers of {what} in 8 bits", unit="runs"):
         others = [name for other in runs if other is not run for name in other]
         loss = 1.0 - median_cosine(expected, vectors(quantizer(others), quantizer.batches))
         found.append(Segment(run, loss))

@@ -15,7 +15,8 @@ import onnx
 from clipette.data.dataset import Dataset
 from clipette.data.loading import FailureLimit, iter_images
 from clipette.errors import ConfigError
-from clipette.export.bundle import write_bundle
+from clipette.evaluate.encoding import CachedEncoder
+from clipette.export.bundle import check_target, write_bundle
 from clipette.export.gate import Budget, Quality, measure_quality, refuse
 from clipette.export.quantize import Batches, Dynamic, Segment, Static, half, segments
 from clipette.runtime import BundleEncoder, load_bundle, open_bundle
@@ -64,6 +65,10 @@ def quantize(
     if kept not in KEPT:
         raise ConfigError(f"kept: {kept} is none of {', '.join(str(count) for count in KEPT)}")
     full = load_bundle(source)
+    if full.bundle.manifest["precision"] != "fp32":
+        raise ConfigError(f"{source} is {full.bundle.manifest['precision']} already: start from the full bundle")
+    check_target(Path(out))
+    reference = CachedEncoder(full)
     graphs = _Graphs(full, calibration if calibration is not None else data.limit(4 * CALIBRATION_IMAGES))
     levels = [count for count in KEPT if count >= kept][: None if milder else 1] if precision == "int8" else [0]
     tried: list[tuple[str, Quality]] = []
@@ -76,7 +81,7 @@ def quantize(
             write_bundle(
                 made / "bundle", {**full.bundle.manifest, "precision": setting}, {**full.bundle.files, **files}
             )
-            quality = measure_quality(full, load_bundle(made / "bundle"), data)
+            quality = measure_quality(reference, load_bundle(made / "bundle"), data)
         finally:
             shutil.rmtree(made, ignore_errors=True)
         tried.append((setting, quality))
@@ -93,14 +98,15 @@ class _Graphs:
 
     def __init__(self, full: BundleEncoder, data: Dataset) -> None:
         self.full = full
-        self._ranked: dict[str, tuple[Static | Dynamic, list[Segment]]] = {}
+        self._quantizers: dict[str, Static | Dynamic] = {}
+        self._rankings: dict[str, list[Segment]] = {}
         self._data = data
 
     def int8(self, kept: int) -> dict[str, bytes]:
         out = {}
         for file in self._files():
-            quantizer, ranked = self._rank(file)
-            out[file] = quantizer([name for segment in ranked[:kept] for name in segment.nodes])
+            worst = self._ranking(file)[:kept] if kept else []
+            out[file] = self._quantizer(file)([name for segment in worst for name in segment.nodes])
         return out
 
     def fp16(self) -> dict[str, bytes]:
@@ -109,16 +115,18 @@ class _Graphs:
     def _files(self) -> list[str]:
         return [name for name in ("image.onnx", "text.onnx") if name in self.full.bundle.files]
 
-    def _rank(self, file: str) -> tuple[Static | Dynamic, list[Segment]]:
-        if file not in self._ranked:
+    def _quantizer(self, file: str) -> Static | Dynamic:
+        if file not in self._quantizers:
             graph = self.full.bundle.files[file]
-            if file == "image.onnx":
-                kind = Static if _is_convolutional(graph) else Dynamic
-                quantizer = kind(graph, self._pixels())
-            else:
-                quantizer = Dynamic(graph, self._tokens())
-            self._ranked[file] = (quantizer, segments(quantizer))
-        return self._ranked[file]
+            batches = self._pixels() if file == "image.onnx" else self._tokens()
+            kind = Static if file == "image.onnx" and _is_convolutional(graph) else Dynamic
+            self._quantizers[file] = kind(graph, batches)
+        return self._quantizers[file]
+
+    def _ranking(self, file: str) -> list[Segment]:
+        if file not in self._rankings:
+            self._rankings[file] = segments(self._quantizer(file), what=file)
+        return self._rankings[file]
 
     def _pixels(self) -> Batches:
         preprocess = self.full.preprocess

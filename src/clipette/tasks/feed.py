@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -269,12 +270,16 @@ class Feed:
         return draw_view(self.plan.policy, image.size, self.plan.seed, self.samples[position].key, epoch)
 
     def _pixels(self, preprocess: Preprocess, images: Sequence[Image], views: Sequence[View]) -> Tensor:
-        cut = list(self._pool.map(preprocess.pixels, images, views))
-        # [N, H, W, 3] seen as [N, 3, H, W] is channels-last already: no copy, and the order convolutions like.
-        stacked = torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)
-        mean = torch.tensor(preprocess.mean).view(1, 3, 1, 1) * 255
-        std = torch.tensor(preprocess.std).view(1, 3, 1, 1) * 255
-        return (stacked.float() - mean) / std
+        # [N, H, W, 3] seen as [N, 3, H, W] is channels-last: no copy, and the order convolutions like.
+        stacked = np.empty((len(images), *preprocess.size, 3), dtype=np.float32).transpose(0, 3, 1, 2)
+
+        def cut(row: int) -> None:
+            preprocess.normalize(preprocess.pixels(images[row], views[row]), out=stacked[row])
+
+        # In NumPy: an operation of PyTorch in this thread would start OpenMP threads of its own, which spin beside the
+        # step's (docs/LOG.md).
+        deque(self._pool.map(cut, range(len(images))), maxlen=0)
+        return torch.from_numpy(stacked)
 
     def _read_texts(
         self,
