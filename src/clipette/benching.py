@@ -9,16 +9,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipette.data.dataset import Dataset
 from clipette.errors import ConfigError, UserError
 from clipette.progress import track
 
 BATCHES = (1, 8, 32)
+TASKS = {"mean_recall": "mean recall", "top1": "zero-shot top-1"}
 TEXT = "a photo of a brown dog that runs over the wet grass of a park"
 # No more rounds begin once so many seconds are spent on one batch size.
 MOST_SECONDS = 5.0
@@ -121,7 +122,7 @@ def bench_here(reference: str) -> Benched:
 def _speed(call: Callable[[int], object]) -> Speed:
     ms, best = {}, (0.0, 0.0)
     for size in BATCHES:
-        seconds, busy = _rounds(lambda size=size: call(size))  # type: ignore[misc]  # the size of this round
+        seconds, busy = _rounds(partial(call, size))
         ms[size] = (1e3 * float(np.median(seconds)), 1e3 * float(np.percentile(seconds, 99)))
         best = max(best, (size / float(np.median(seconds)), size / busy))
     return Speed(ms, *best)
@@ -143,11 +144,11 @@ def _rounds(call: Callable[[], object]) -> tuple[list[float], float]:
 def _texts(encoder: Any) -> list[str]:
     """As many texts as the largest batch: those that it has stored, where it can encode no others."""
     from clipette.runtime.encoder import BundleEncoder
-    from clipette.runtime.tokens import StoredTexts
+    from clipette.runtime.tokens import TableTokenizer
 
     stored: Sequence[str] = ()
     if isinstance(encoder, BundleEncoder):  # not by known_texts: it would load PyTorch
-        stored = encoder.tokenizer.texts if isinstance(encoder.tokenizer, StoredTexts) else ()
+        stored = encoder.tokenizer.texts if isinstance(encoder.tokenizer, TableTokenizer) else ()
     else:
         from clipette.evaluate.wording import known_texts
 
@@ -194,6 +195,7 @@ def bench(
     """
     from clipette.data.sources import load_data
     from clipette.evaluate.bench_page import bench_page, print_bench
+    from clipette.evaluate.task import task_figure, task_templates
     from clipette.io import write_atomic, write_json
     from clipette.resolve import resolve
 
@@ -204,8 +206,9 @@ def bench(
     figures = None
     name = ""
     if opened is not None:
-        found = [task_figure(resolve(reference, device="cpu"), opened) for reference in references]
-        name, figures = found[0][0], [figure for _, figure in found]
+        encoders = [resolve(reference, device="cpu") for reference in references]
+        found = [task_figure(each, opened, task_templates(each, opened)) for each in encoders]
+        name, figures = TASKS[found[0][0]], [figure for _, figure in found]
     flat = [each.flat() for each in benched]
     summary: dict[str, object] = {
         "models": {
@@ -222,16 +225,6 @@ def bench(
     write_json(folder / "summary.json", summary)
     print_bench(references, flat, name, figures)
     return summary
-
-
-def task_figure(encoder: Any, data: Dataset) -> tuple[str, Any]:
-    """(name, figure) of the task that the data poses: mean recall with captions, else zero-shot top-1."""
-    from clipette.evaluate.retrieval import retrieval
-    from clipette.evaluate.zero_shot import zero_shot
-
-    if any(sample.captions for sample in data.samples):
-        return "mean recall", retrieval(encoder, data).mean_recall
-    return "zero-shot top-1", zero_shot(encoder, data, "single").top1
 
 
 def main(arguments: Sequence[str]) -> int:

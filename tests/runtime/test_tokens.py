@@ -15,9 +15,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from clipette.errors import ModelError, UnsupportedError
 from clipette.export.tokens import bundled_tokenizer
-from clipette.models.text import TableTokenizer
 from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer
-from clipette.runtime.tokens import build_tokenizer
+from clipette.runtime.tokens import TableTokenizer, build_tokenizer
 from clipette.runtime.words import WordTokenizer
 from clipette.types import Tokenizer
 

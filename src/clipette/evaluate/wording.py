@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from clipette.data.prompts import class_prompts
 from clipette.models.inference import TorchEncoder
 from clipette.models.stored_vectors import StoredEncoder
-from clipette.models.text import TableTokenizer
 from clipette.runtime.encoder import BundleEncoder
-from clipette.runtime.tokens import StoredTexts
-from clipette.types import Encoder
+from clipette.runtime.tokens import TableTokenizer
+from clipette.types import Encoder, Tokenizer
 
 AUTO = "auto"
 # The usual single wordings, the likeliest first.
@@ -37,9 +36,9 @@ def known_texts(encoder: Encoder) -> frozenset[str] | None:
     """The only texts that an encoder knows; None where it encodes any, or none at all."""
     if isinstance(encoder, StoredEncoder):
         return frozenset(encoder.texts) if encoder.can_encode_text else None
+    tokenizer: Tokenizer | None = None
     if isinstance(encoder, BundleEncoder):
-        return frozenset(encoder.tokenizer.texts) if isinstance(encoder.tokenizer, StoredTexts) else None
-    if isinstance(encoder, TorchEncoder) and encoder.model.text is not None:
+        tokenizer = encoder.tokenizer
+    elif isinstance(encoder, TorchEncoder) and encoder.model.text is not None:
         tokenizer = encoder.model.text.tokenizer
-        return frozenset(tokenizer.texts) if isinstance(tokenizer, TableTokenizer) else None
-    return None
+    return frozenset(tokenizer.texts) if isinstance(tokenizer, TableTokenizer) else None

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from clipette.data.dataset import Dataset
 from clipette.errors import GateError
 from clipette.evaluate.encoding import CachedEncoder
-from clipette.evaluate.retrieval import retrieval
-from clipette.evaluate.wording import fitting_templates, known_texts
-from clipette.evaluate.zero_shot import class_vectors, zero_shot
+from clipette.evaluate.task import task_figure, task_templates
+from clipette.evaluate.zero_shot import class_vectors
 from clipette.export.quantize import median_cosine
 from clipette.types import Encoder
 
@@ -63,16 +62,14 @@ def measure_quality(full: Encoder, smaller: Encoder, data: Dataset) -> Quality:
     images = median_cosine(*(each.encode_samples(data.samples).vectors for each in (one, other)))
     texts = figure = before = after = None
     captions = list(dict.fromkeys(caption for sample in data.samples for caption in sample.captions))
-    if full.can_encode_text and captions:
-        texts = median_cosine(one.encode_texts(captions), other.encode_texts(captions))
-        figure = "mean_recall"
-        before, after = (retrieval(each, data).mean_recall.value for each in (one, other))
-    elif full.can_encode_text and data.class_names:
-        # Stored texts have a wording of their own.
-        wording = "single" if known_texts(one.encoder) is None else fitting_templates([one.encoder], data.class_names)
-        texts = median_cosine(*(class_vectors(each, data.class_names, wording) for each in (one, other)))
-        figure = "top1"
-        before, after = (zero_shot(each, data, wording).top1.value for each in (one, other))
+    if full.can_encode_text and (captions or data.class_names):
+        templates = task_templates(one.encoder, data)
+        if captions:
+            texts = median_cosine(one.encode_texts(captions), other.encode_texts(captions))
+        else:
+            texts = median_cosine(*(class_vectors(each, data.class_names, templates) for each in (one, other)))
+        (figure, first), (_, second) = (task_figure(each, data, templates) for each in (one, other))
+        before, after = first.value, second.value
     return Quality(images, texts, figure, before, after)
 
 

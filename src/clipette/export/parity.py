@@ -76,9 +76,9 @@ def measure_parity(
 
 def _stored(bundle: Encoder) -> list[str]:
     from clipette.runtime.encoder import BundleEncoder
-    from clipette.runtime.tokens import StoredTexts
+    from clipette.runtime.tokens import TableTokenizer
 
-    if isinstance(bundle, BundleEncoder) and isinstance(bundle.tokenizer, StoredTexts):
+    if isinstance(bundle, BundleEncoder) and isinstance(bundle.tokenizer, TableTokenizer):
         return list(bundle.tokenizer.texts)
     return []
 

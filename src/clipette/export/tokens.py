@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from clipette.errors import UnsupportedError
-from clipette.models.text import TableTokenizer
 from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer
-from clipette.runtime.tokens import TOKENIZER_FILE, WORDS_FILE
+from clipette.runtime.tokens import TOKENIZER_FILE, WORDS_FILE, TableTokenizer
 from clipette.runtime.words import WordTokenizer
 from clipette.types import Tokenizer
 
@@ -22,7 +20,7 @@ def bundled_tokenizer(tokenizer: Tokenizer) -> tuple[Settings, Files]:
     if isinstance(tokenizer, WordTokenizer):
         return {"kind": "words"}, {WORDS_FILE: tokenizer.to_json().encode()}
     if isinstance(tokenizer, TableTokenizer):
-        return {"kind": "stored"}, {"classes.json": json.dumps(list(tokenizer.texts), ensure_ascii=False).encode()}
+        return {"kind": "stored"}, {"classes.json": tokenizer.assets()["texts.json"]}
     if isinstance(tokenizer, OpenClipTokenizer):
         return _clip(tokenizer) if tokenizer.family == "clip" else _open_clip_hf(tokenizer)
     if isinstance(tokenizer, HFTokenizer):

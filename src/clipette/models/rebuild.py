@@ -19,9 +19,10 @@ from clipette.models.prompted import prompted_image
 from clipette.models.pruned import shape_as
 from clipette.models.spec import HeadSpec, PromptSpec
 from clipette.models.students import hf_tower, make_timm, small_trunk
-from clipette.models.text import TableTextTrunk, TableTokenizer
+from clipette.models.text import TableTextTrunk
 from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer
 from clipette.models.transformers_models import rebuild_transformers_image, rebuild_transformers_text
+from clipette.runtime.tokens import TableTokenizer
 from clipette.runtime.words import WordTokenizer
 
 Arguments = Mapping[str, Any]

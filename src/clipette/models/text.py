@@ -6,13 +6,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from clipette.errors import ConfigError, ModelError, UnsupportedError
-from clipette.types import Ints
+from clipette.errors import ConfigError
 
 POOLINGS = ("mean", "cls")
 # Texts of like length are encoded together: at most so many groups, and none of fewer rows than a matrix product likes.
@@ -150,32 +148,6 @@ class SmallTextTrunk(nn.Module):
 
     def forward(self, tokens: Mapping[str, Tensor]) -> Tensor:
         return encode_until_end(self.transformer, tokens["input_ids"])
-
-
-class TableTokenizer:
-    """Looks strings up in a fixed list: the text side of a model that has stored class texts only."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self.texts = tuple(texts)
-        self._row = {text: i for i, text in enumerate(self.texts)}
-        if len(self._row) != len(self.texts):
-            raise ModelError("a table of texts names one string twice")
-
-    @property
-    def context_length(self) -> int:
-        return 1
-
-    def __call__(self, texts: Sequence[str]) -> dict[str, Ints]:
-        missing = [text for text in texts if text not in self._row]
-        if missing:
-            raise UnsupportedError(
-                f"this model has no text tower, only {len(self.texts)} stored texts; '{missing[0]}' is not among them "
-                f"(the first is '{self.texts[0] if self.texts else ''}'): pour it with the teacher, or use its wording"
-            )
-        return {"row": np.array([[self._row[text]] for text in texts], dtype=np.int64).reshape(-1, 1)}
-
-    def assets(self) -> dict[str, bytes]:
-        return {"texts.json": json.dumps(list(self.texts), ensure_ascii=False).encode()}
 
 
 class TableTextTrunk(nn.Module):

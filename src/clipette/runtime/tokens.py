@@ -102,12 +102,14 @@ class LibraryTokens:
         return {"input_ids": ids, "attention_mask": mask}
 
 
-class StoredTexts:
-    """The texts whose vectors a bundle without a text tower holds: ``{"row": [N, 1]}``."""
+class TableTokenizer:
+    """Looks strings up in a fixed list: the text side of a model that has stored class texts only."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = tuple(texts)
-        self._row = {text: row for row, text in enumerate(self.texts)}
+        self._row = {text: i for i, text in enumerate(self.texts)}
+        if len(self._row) != len(self.texts):
+            raise ModelError("a table of texts names one string twice")
 
     @property
     def context_length(self) -> int:
@@ -117,11 +119,13 @@ class StoredTexts:
         missing = [text for text in texts if text not in self._row]
         if missing:
             raise UnsupportedError(
-                f"this bundle has no text tower, only {len(self.texts)} stored texts; '{missing[0]}' is not among them "
-                f"(the first is '{self.texts[0] if self.texts else ''}'): use that wording, or export a model that has "
-                "a text tower"
+                f"this model has no text tower, only {len(self.texts)} stored texts; '{missing[0]}' is not among them "
+                f"(the first is '{self.texts[0] if self.texts else ''}'): pour it with the teacher, or use its wording"
             )
         return {"row": np.array([[self._row[text]] for text in texts], dtype=np.int64).reshape(-1, 1)}
+
+    def assets(self) -> dict[str, bytes]:
+        return {"texts.json": json.dumps(list(self.texts), ensure_ascii=False).encode()}
 
 
 def _clip(settings: Mapping[str, Any], files: Files) -> Tokenizer:
@@ -153,7 +157,7 @@ def _words(settings: Mapping[str, Any], files: Files) -> Tokenizer:
 
 
 def _stored(settings: Mapping[str, Any], files: Files) -> Tokenizer:
-    return StoredTexts(json.loads(files["classes.json"]))
+    return TableTokenizer(json.loads(files["classes.json"]))
 
 
 def _library(files: Files) -> Any:
