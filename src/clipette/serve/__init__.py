@@ -1,0 +1,1 @@
+"""API, batching, web page: FastAPI over an encoder and a collection, without PyTorch."""
