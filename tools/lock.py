@@ -16,7 +16,7 @@ import re
 import sys
 from pathlib import Path
 
-# PyTorch's own dependencies on Linux with a GPU; elsewhere they do not exist.
+# PyTorch's own dependencies on Linux with a GPU, and Milvus' server; elsewhere they do not exist.
 LINUX_ONLY = re.compile(r"^(nvidia-|cuda-|triton$)")
 HEADER = """\
 # Exact versions of everything `make install` installs: the dev extra and the build backend.
