@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 # PyTorch's own dependencies on Linux with a GPU, and Milvus' server; elsewhere they do not exist.
-LINUX_ONLY = re.compile(r"^(nvidia-|cuda-|triton$)")
+LINUX_ONLY = re.compile(r"^(nvidia-|cuda-|triton$|milvus$)")
 HEADER = """\
 # Exact versions of everything `make install` installs: the dev extra and the build backend.
 # Written by tools/lock.py (see its first lines); do not edit by hand.
