@@ -1,0 +1,239 @@
+"""One consistent state of an index: which rows are live, found by key. Immutable: readers keep theirs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from clipette.errors import InternalError, StoreError
+from clipette.index.filters import BUCKET, BUILT_IN, Bools, Filter
+from clipette.index.layout import Manifest, read_manifest
+from clipette.index.places import Place
+from clipette.index.shards import Shard
+from clipette.index.store import KINDS, Kind, Row
+from clipette.store.rows import hash_keys
+from clipette.types import Floats, Ints
+
+# Keys written since the sorted part was made are looked up in a dictionary, which each write copies.
+MOST_RECENT = 20_000
+MASKS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class KeyIndex:
+    """Key → physical row. ``hashes`` is sorted; ``recent`` (key → row, -1 deleted) goes before it."""
+
+    hashes: npt.NDArray[np.uint64]
+    rows: Ints
+    recent: dict[str, int] = field(default_factory=dict)
+
+
+class Snapshot:
+    """The state that one manifest describes. Physical rows are numbered over all shards, superseded ones included."""
+
+    def __init__(self, root: Path, manifest: Manifest, shards: Sequence[Shard], live: Bools, index: KeyIndex) -> None:
+        self.root = root
+        self.manifest = manifest
+        self.shards = tuple(shards)
+        self.starts: Ints = np.concatenate([[0], np.cumsum([len(shard) for shard in shards])]).astype(np.int64)
+        self.live = live
+        self._index = index
+        self._masks: dict[object, Bools] = {}
+        self._lock = threading.Lock()
+        self._whole: bool | None = None
+
+    @property
+    def all_live(self) -> bool:
+        """Whether no row is superseded or deleted, so that no mask is needed."""
+        if self._whole is None:
+            self._whole = bool(self.live.all())
+        return self._whole
+
+    def __len__(self) -> int:
+        return int(self.live.sum())
+
+    def count(self, kind: Kind) -> int:
+        """Live rows of one kind."""
+        return int((self.live & (self.kinds == KINDS.index(kind))).sum())
+
+    @property
+    def kinds(self) -> npt.NDArray[np.int8]:
+        """[N] the position of every physical row's kind in ``KINDS``."""
+        return np.concatenate([shard.kinds for shard in self.shards] or [np.zeros(0, dtype=np.int8)])
+
+    def find(self, keys: Sequence[str]) -> Ints:
+        """[n] the physical row of each key, or -1."""
+        found = np.full(len(keys), -1, dtype=np.int64)
+        recent, old = self._index.recent, []
+        for position, key in enumerate(keys):
+            if key in recent:
+                found[position] = recent[key]
+            else:
+                old.append(position)
+        if not old or not len(self._index.hashes):
+            return found
+        hashes = hash_keys([keys[position] for position in old])
+        places = np.minimum(np.searchsorted(self._index.hashes, hashes), len(self._index.hashes) - 1)
+        same = self._index.hashes[places] == hashes
+        for position, place, equal in zip(old, places.tolist(), same.tolist(), strict=True):
+            row = int(self._index.rows[place])
+            if equal and self.key(row) == keys[position]:
+                found[position] = row
+        return found
+
+    def rows_of(self, keys: Sequence[str]) -> Ints:
+        """As ``find``; raises ``StoreError`` naming the first key that is not there."""
+        rows = self.find(keys)
+        if len(rows) and rows.min() < 0:
+            raise StoreError(f"{self.root}: no row has the key {keys[int(np.argmin(rows))]!r}")
+        return rows
+
+    def _where(self, row: int) -> tuple[Shard, int]:
+        shard = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.shards[shard], int(row - self.starts[shard])
+
+    def key(self, row: int) -> str:
+        """The key of one physical row."""
+        shard, inside = self._where(row)
+        return shard.key(inside)
+
+    def row(self, row: int) -> Row:
+        """All that is known of one physical row."""
+        shard, inside = self._where(row)
+        return shard.row(inside)
+
+    def place(self, row: int) -> Place:
+        """Where its image is."""
+        shard, inside = self._where(row)
+        return shard.place(inside)
+
+    def stamp(self, row: int) -> str:
+        """What changes when its image or text does."""
+        shard, inside = self._where(row)
+        return shard.stamp(inside)
+
+    def vectors(self, rows: Ints | Sequence[int]) -> Floats:
+        """[n, D] vectors of physical rows."""
+        wanted = np.asarray(rows, dtype=np.int64)
+        out = np.empty((len(wanted), self.manifest.dim), dtype=np.float32)
+        shards = np.searchsorted(self.starts, wanted, side="right") - 1
+        for shard in np.unique(shards):
+            chosen = np.flatnonzero(shards == shard)
+            out[chosen] = self.shards[int(shard)].vectors[wanted[chosen] - self.starts[shard]]
+        return out
+
+    def mask(self, where: Filter | None, kind: Kind | None) -> Bools | None:
+        """[N] which physical rows are live, match and are of that kind; None for all of them."""
+        if where is None and kind is None:
+            return None if self.all_live else self.live
+        asked = (where, kind)
+        with self._lock:
+            if asked in self._masks:
+                return self._masks[asked]
+        mask = self.live.copy()
+        if kind is not None:
+            mask &= self.kinds == KINDS.index(kind)
+        if where is not None:
+            parts = [_matching(shard, where, self.manifest) for shard in self.shards if len(shard)]
+            mask &= np.concatenate(parts or [np.zeros(0, dtype=bool)])
+        with self._lock:
+            while len(self._masks) >= MASKS:
+                self._masks.pop(next(iter(self._masks)))
+            self._masks[asked] = mask
+        return mask
+
+    def advance(self, manifest: Manifest) -> Snapshot:
+        """The snapshot of a later manifest: what both share is not read again."""
+        known = {shard.entry.number: shard for shard in self.shards}
+        numbers = [entry.number for entry in manifest.entries]
+        ours = [shard.entry.number for shard in self.shards]
+        if numbers[: len(ours)] != ours or len(self._index.recent) > MOST_RECENT:
+            shards = [known.get(entry.number) or Shard(self.root, entry, manifest.dim) for entry in manifest.entries]
+            return _built(self.root, manifest, shards)
+        added = [Shard(self.root, entry, manifest.dim) for entry in manifest.entries[len(ours) :]]
+        if sum(len(shard) + len(shard.gone) for shard in added) > MOST_RECENT:
+            return _built(self.root, manifest, [*self.shards, *added])
+        live = np.concatenate([self.live, *(np.ones(len(shard), dtype=bool) for shard in added)])
+        recent = dict(self._index.recent)
+        start = int(self.starts[-1])
+        for shard in added:
+            keys = [shard.key(row) for row in range(len(shard))]
+            for key in (*shard.gone, *keys):
+                old = recent[key] if key in recent else int(self.find([key])[0])
+                if old >= 0:
+                    live[old] = False
+                recent[key] = -1
+            for position, key in enumerate(keys):
+                recent[key] = start + position
+            start += len(shard)
+        index = KeyIndex(self._index.hashes, self._index.rows, recent)
+        return Snapshot(self.root, manifest, [*self.shards, *added], live, index)
+
+
+def _matching(shard: Shard, where: Filter, manifest: Manifest) -> Bools:
+    def column(name: str) -> Any:
+        if name == BUCKET:
+            return pa.array((shard.hashes % 1000).astype(np.int64))
+        return shard.filter_column(name, BUILT_IN.get(name) or manifest.columns[name])
+
+    return where.mask(column)
+
+
+def load_snapshot(root: Path) -> Snapshot:
+    """The state on disk now. Raises ``StoreError`` where there is none, or it is damaged."""
+    for _ in range(5):
+        manifest = read_manifest(root)
+        try:
+            return _built(root, manifest, [Shard(root, entry, manifest.dim) for entry in manifest.entries])
+        except FileNotFoundError as error:
+            missing = error
+            # A compaction may have deleted files between reading the manifest and opening them: then it was replaced.
+            if read_manifest(root) == manifest:
+                break
+    raise StoreError(
+        f"{root}: {missing.filename or missing}: missing, though the index lists it; build the index again"
+    )
+
+
+def _built(root: Path, manifest: Manifest, shards: Sequence[Shard]) -> Snapshot:
+    """Which row of each key is the last one, by sorting the hashes of all writes in their order."""
+    pieces: list[npt.NDArray[np.uint64]] = []
+    owners: list[Ints] = []
+    start = 0
+    for shard in shards:
+        # A merged entry may delete keys that its own rows do not have: first the deletions, then the rows.
+        pieces += [hash_keys(shard.gone), shard.hashes]
+        owners += [np.full(len(shard.gone), -1, dtype=np.int64), np.arange(start, start + len(shard), dtype=np.int64)]
+        start += len(shard)
+    hashes = np.concatenate(pieces or [np.zeros(0, dtype=np.uint64)])
+    rows = np.concatenate(owners or [np.zeros(0, dtype=np.int64)])
+    order = np.argsort(hashes, kind="stable")
+    hashes, rows = hashes[order], rows[order]
+    last = np.ones(len(hashes), dtype=bool)
+    last[:-1] = hashes[1:] != hashes[:-1]
+    chosen = last & (rows >= 0)
+    live = np.zeros(start, dtype=bool)
+    live[rows[chosen]] = True
+    snapshot = Snapshot(root, manifest, shards, live, KeyIndex(hashes[chosen], rows[chosen]))
+    _refuse_collisions(snapshot, hashes, rows, last)
+    return snapshot
+
+
+def _refuse_collisions(snapshot: Snapshot, hashes: npt.NDArray[np.uint64], rows: Ints, last: Bools) -> None:
+    """Two keys of one 64-bit hash (once in 30 million indexes of a million rows) must not hide each other."""
+    for place in np.flatnonzero(~last).tolist():
+        first, second = int(rows[place]), int(rows[place + 1])
+        if first >= 0 and second >= 0 and snapshot.key(first) != snapshot.key(second):
+            raise InternalError(f"{snapshot.root}: two keys share the hash {int(hashes[place]):x}; rename one of them")
+
+
+def keys_of(snapshot: Snapshot, rows: Iterable[int]) -> list[str]:
+    """The keys of physical rows."""
+    return [snapshot.key(int(row)) for row in rows]
