@@ -1,0 +1,115 @@
+"""What is served and how it fares: ``/v1/info``, ``/v1/clicks``, health, metrics, the OpenAPI document."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from clipette.serve import describing
+from clipette.serve.metrics import CONTENT_TYPE
+from clipette.serve.reading import answer, read_json
+from clipette.serve.schemas import (
+    Click,
+    ClickResponse,
+    Features,
+    Health,
+    IndexInfo,
+    InfoResponse,
+    Limits,
+    ModelInfo,
+)
+from clipette.serve.service import Service
+from clipette.serve.threads import run_errand
+from clipette.version import VERSION
+
+
+def about_router(service: Service) -> APIRouter:
+    """The routes, on ``service``."""
+    router = APIRouter()
+
+    @router.get(
+        "/v1/info",
+        response_model=InfoResponse,
+        responses=describing.errors(),
+        tags=["about"],
+        summary="The model, the collection, limits and features",
+    )
+    async def info() -> Response:
+        return answer(await run_errand(service.readers, lambda: _info(service)))
+
+    @router.post(
+        "/v1/clicks",
+        response_model=ClickResponse,
+        responses=describing.errors(415, 422),
+        openapi_extra=describing.body(Click),
+        tags=["search"],
+        summary="Log what a user did with a hit, to a local file",
+    )
+    async def clicks(request: Request) -> Response:
+        click, log = await read_json(request, Click), service.clicks
+        if log is None:
+            return answer(ClickResponse(logged=False))
+        record = {**click.model_dump(exclude_none=True), "generation": service.collection.generation}
+        return answer(ClickResponse(logged=await run_errand(service.readers, lambda: log.write(record))))
+
+    @router.get("/healthz", response_model=Health, tags=["about"], summary="The process answers")
+    async def healthz() -> Response:
+        return answer(Health(status="ok"))
+
+    @router.get(
+        "/readyz",
+        response_model=Health,
+        responses={503: {"model": Health, "description": "Starting, stopping or broken"}},
+        tags=["about"],
+        summary="Requests may be sent here",
+    )
+    async def readyz() -> Response:
+        why = service.not_ready()
+        return answer(Health(status=why or "ok"), 503 if why else 200)
+
+    @router.get(
+        "/metrics",
+        response_class=Response,
+        responses={**describing.errors(), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        tags=["about"],
+        summary="For Prometheus",
+    )
+    async def metrics() -> Response:
+        return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+    return router
+
+
+def _info(service: Service) -> InfoResponse:
+    settings, encoder = service.settings, service.encoder
+    return InfoResponse(
+        version=VERSION,
+        model=ModelInfo(
+            name=encoder.name,
+            space=encoder.space,
+            dim=encoder.dim,
+            logit_scale=encoder.logit_scale,
+            logit_bias=encoder.logit_bias,
+            can_encode_text=encoder.can_encode_text,
+            can_encode_images=encoder.can_encode_images,
+            card=service.card,
+        ),
+        index=IndexInfo.model_validate(dict(service.collection.info())),
+        limits=Limits(
+            max_k=settings.max_k,
+            max_labels=settings.max_labels,
+            max_inputs=settings.max_inputs,
+            max_items=settings.max_items,
+            max_image_bytes=settings.max_image_bytes,
+            max_image_pixels=settings.max_image_pixels,
+            max_body_bytes=settings.max_body_bytes,
+            timeout_seconds=settings.timeout,
+        ),
+        features=Features(
+            read_key=bool(settings.read_keys),
+            write_key=bool(settings.write_keys),
+            writable=service.writable,
+            clicks=service.clicks is not None,
+            thumbnails=service.thumbnails is not None,
+        ),
+    )
