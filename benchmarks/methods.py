@@ -1,280 +1,346 @@
 """Every distillation method on the same students, teacher, data and steps: one table, and what it does not tell.
 
-Tier 1: frozen-trunk students (MobileNetV2 at 128 px, ImageNet weights, a residual head in the teacher's space), whose
-trunk runs once over the stored views. Teacher: T1 of ``flickr8k.py``, poured once a set. A method is the ``loss`` of
-its shipped recipe; student, schedule and batch are common, so that only the loss differs. Sets and their one score:
+**Tier 1** (all methods, five seeds). Frozen-trunk students: MobileNetV2 at 128 px with ImageNet's weights, whose word
+on all stored views is computed once; a residual head into the space of T1 of ``flickr8k.py``, whose texts it shares. A
+method is the ``loss`` of its shipped recipe; student, schedule and batch are common, so that only the loss differs:
 
-- ``flickr8k``: captions; mean recall on test. Class-text methods get 1,203 LVIS names for classes;
-- ``caltech101``: base-to-novel; the students see base classes only; harmonic mean of base and novel top-1 on test;
-- ``pacs``: leave one domain out; top-1 on the left-out domain's test images, mean over the four.
+- ``flickr8k``: captions; mean recall. Class-text methods get LVIS's 1,203 names for classes;
+- ``caltech101``: base-to-novel; trained on base classes only (inductive); harmonic mean of base and novel top-1;
+- ``pacs``: leave one domain out; top-1 on the left-out domain.
+- ``world``: the rendered sample world, for what needs a ViT (``method_world.py``): a table of its own;
+- ``text``: two layers of the teacher's text tower (``method_text.py``): a table of its own.
 
-Captions of the labelled sets are ``a photo of a {class}``. Selection on dev only: nothing is selected here. Claims are
-by paired bootstrap over seeds in ``summary["claims"]``. Finished arms are kept in the cache: ``make bench-methods
-SEEDS=0 METHODS=ood,dkd``.
+Captions of labelled sets are made of class names; all images of one class are then partners in InfoNCE (UniCL), except
+where a loss contrasts images with the teacher's (``image_to_teacher``). Peers' own losses stand beside ours
+(``peers.py``).
+
+**Tier 2** (``--tier 2``: the best four published methods by tier 1's dev figures, and our default; three seeds):
+fine-tuned students (``method_tuned.py``).
+
+Nothing is chosen on test. A part on which the teacher is under three times chance is reported and not ranked. Claims
+are by paired bootstrap over seeds and items (``method_claims.py``). Finished arms are kept under ``CLIPETTE_CACHE``:
+``make bench-methods SEEDS=0 METHODS=ood,dkd``; two processes with other seeds may run side by side. ``--estimate`` says
+how long what is missing would take.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+import torch
 
-from clipette.config import find_recipe, load_yaml
-from clipette.data.dataset import Dataset
-from clipette.data.prompts import fill
-from clipette.data.sources import load_data
-from clipette.evaluate.retrieval import retrieval
-from clipette.evaluate.zero_shot import zero_shot
-from clipette.io import digest_json, write_json
 from clipette.models.inference import TorchEncoder
 from clipette.resolve import resolve
-from clipette.store import Store, open_store
-from clipette.tasks.pour import PourPlan
-from clipette.tasks.pour import pour as pour_into
-from clipette.train.job import Job
-from clipette.train.recipe import Recipe, ViewSettings
-from clipette.train.run import run_job
-from clipette.types import Encoder
-from common import arguments, bench_cache, finish, machine, say, shared_folder
+from common import PROJECT, arguments, bench_cache, finish, machine, say, shared_folder
+from method_arms import Arms, Bench, Found, Scores, head_arm, once, stacked
+from method_claims import Values, claims, everything, means, tabulate, teacher_report
+from method_heads import Sizes, Teacher, prepare, scored_images, teacher_vectors
+from method_list import BASELINES, KNOWN, PUBLISHED, WORLD, find_method, group_of
+from method_page import write_page
+from method_sets import Benchmark, benchmark
+from method_text import ARMS as TEXT_ARMS
+from method_text import prepare_texts, train_text
+from method_tuned import EPOCHS, Tuned, rounds_of, train_tuned, tuned_method, tuned_sets, tuned_store
+from method_world import SIZES, open_world, train_world
+from peers import PEERS, add_path, missing
 
-# Pair methods read captions, class methods class texts; the loss is the recipe's.
-METHODS = (
-    "clip",
-    "default",
-    "unlabelled",
-    "lightclip",
-    "affinity",
-    "contrastive",
-    "clip-kd",
-    "clip-kd-gradient",
-    "clip-kd-fusion",
-    "rkd",
-    "gram",
-    "promptkd-stage2",
-    "ood",
-    "dkd",
-    "dist",
-    "standardized",
-)
-DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
-VIEWS = ViewSettings(count=4, scale=(0.5, 1.0))
+REAL = ("flickr8k", "caltech101", "pacs")
+STEPS = {"flickr8k": 400, "caltech101": 200, "pacs": 200, "world": 300, "text": 400}
+CHOSEN = 4
+SMOKE = 64
 
 
-@dataclass(frozen=True)
-class Round:
-    """One training of a set: what the student sees, and how it is scored on test (score, figures)."""
-
-    name: str
-    train: Dataset
-    score: Callable[[Encoder], dict[str, float]]
+# ---------------------------------------------------------------- tier 1
 
 
-def rounds(shared: Path, name: str, limit: int | None) -> list[Round]:
-    """The trainings of one set."""
-    few = "" if limit is None else f"&limit={limit}"
-
-    def data(rest: str) -> Dataset:
-        return load_data(f"wds:{shared / 'data' / rest}{few}")
-
-    if name == "flickr8k":
-        test = data("flickr8k-test-000.tar?seed=0")
-        return [Round(name, data("flickr8k-train-{000..005}.tar?seed=0"), partial(_retrieved, test))]
-    if name == "caltech101":
-        tests = {part: data(f"caltech101.tar?split=test&classes={part}") for part in ("base", "novel")}
-        train = captioned(data("caltech101.tar?split=train&classes=base"))
-        return [Round(name, train, partial(_base_to_novel, tests))]
-    found = []
-    for domain in DOMAINS:
-        others = ",".join(each for each in DOMAINS if each != domain)
-        train = captioned(data(f"pacs.tar?split=train&domain={others}"))
-        test = data(f"pacs.tar?split=test&domain={domain}")
-        found.append(Round(f"{name}-{domain}", train, partial(_top1, test)))
-    return found
+def real_tier(bench: Bench, arms: Arms, sets: Iterable[str], methods: Sequence[str]) -> tuple[list[Benchmark], Found]:
+    """Every method on the real sets."""
+    found = [benchmark(bench.shared, name, bench.limit) for name in sets]
+    scores: dict[str, dict[str, list[Scores]]] = {name: {} for name in methods}
+    second = bench.second if "mobileclip" in methods else None
+    for each in found:
+        make = once(partial(prepare, each, bench.shared, bench.teacher, second, bench.cache))
+        for part in each.rounds:
+            for name in methods:
+                made = [head_arm(bench, arms, each, part, make, name, seed) for seed in bench.seeds]
+                scores[name][part.name] = [one for one in made if one is not None]
+    return found, ({} if arms.waiting else stacked(scores))
 
 
-def captioned(data: Dataset) -> Dataset:
-    """The same samples with a caption made of the class name."""
-    samples = tuple(replace(s, captions=(fill("a photo of a {}", str(s.class_name)),)) for s in data.samples)
-    return replace(data, samples=samples)
+def world_tier(bench: Bench, arms: Arms, methods: Sequence[str]) -> dict[str, Any]:
+    """The sample world's own table."""
+    steps = bench.steps["world"]
+    make = once(partial(open_world, bench.cache, steps, smoke=bench.limit is not None))
+
+    def train(name: str, seed: int) -> Scores:
+        return train_world(make(), name, seed, bench.cache / "runs")
+
+    scores: dict[str, dict[str, list[Scores]]] = {}
+    for name in methods:
+        what = [find_method(name, captions=True).to_dict(), steps, SIZES]
+        made = [
+            arms.get("world", f"world-{name}-{seed}", [*what, seed], partial(train, name, seed)) for seed in bench.seeds
+        ]
+        scores[name] = {"world": [one for one in made if one is not None]}
+    if arms.waiting.get("world"):
+        return {}
+    world = make()
+    return summarised([world.bench], stacked(scores), teacher_report([world.bench], world.said(bench.cache)))
 
 
-def _retrieved(test: Dataset, encoder: Encoder) -> dict[str, float]:
-    return {"score": retrieval(encoder, test).mean_recall.value}
+def text_tier(bench: Bench, arms: Arms, methods: Sequence[str]) -> dict[str, Any]:
+    """The text tower's own table: on Flickr8k, which has captions."""
+    found = benchmark(bench.shared, "flickr8k", bench.limit)
+    part, sizes = found.rounds[0], Sizes(bench.steps["text"])
+    make = once(partial(prepare, found, bench.shared, bench.teacher, None, bench.cache))
+    texts = once(partial(prepare_texts, part, bench.teacher, bench.cache))
+
+    def train(name: str, seed: int) -> Scores:
+        return train_text(part, make(), texts(), bench.teacher, sizes, name, seed)
+
+    scores: dict[str, dict[str, list[Scores]]] = {}
+    for name in methods:
+        what = [name, vars(sizes), part.train.fingerprint(), bench.teacher.mark]
+        made = [
+            arms.get("text", f"text-{name}-{seed}", [*what, seed], partial(train, name, seed)) for seed in bench.seeds
+        ]
+        scores[name] = {part.name: [one for one in made if one is not None]}
+    if arms.waiting.get("text"):
+        return {}
+    return summarised([found], stacked(scores), teacher_said(bench, [found]), of="text-cosine")
 
 
-def _base_to_novel(tests: Mapping[str, Dataset], encoder: Encoder) -> dict[str, float]:
-    top1 = {part: zero_shot(encoder, test, "single").top1.value for part, test in tests.items()}
-    both = sum(top1.values())
-    return {"score": 2 * top1["base"] * top1["novel"] / both if both else 0.0, **top1}
-
-
-def _top1(test: Dataset, encoder: Encoder) -> dict[str, float]:
-    return {"score": zero_shot(encoder, test, "single").top1.value}
-
-
-# ---------------------------------------------------------------- one arm
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all arms share; ``mark``: the teacher's folder, by which arms and stores are kept."""
-
-    shared: Path
-    cache: Path
-    teacher: TorchEncoder
-    mark: str
-    steps: int
-    names: tuple[str, ...]
-
-    def recipe(self, method: str, seed: int, part: Round) -> Recipe:
-        captions = part.name == "flickr8k"
-        loss = load_yaml(Recipe, find_recipe(method)).loss
-        if captions:  # no labels
-            loss.pop("class_text_ce", None)
-        values = {
-            "name": method,
-            "student": {
-                "space": "teacher",
-                "image": {
-                    "kind": "timm",
-                    "name": "mobilenetv2_100",
-                    "args": {"pad_type": "same"},
-                    "weights": str(self.shared / "weights" / "mobilenetv2_100_same.safetensors"),
-                    "size": 128,
-                    "mean": [0.5, 0.5, 0.5],
-                    "std": [0.5, 0.5, 0.5],
-                    "head": {"kind": "residual", "hidden": 1024, "dropout": 0.3},
-                    "train": "head",
-                },
-                "text": {"kind": "teacher"},
-            },
-            "loss": loss,
-            "classes": {"names": list(self.names) if captions else []},
-            "views": VIEWS.model_dump(mode="json"),
-            "captions_per_image": 5 if captions else 1,
-            "seed": seed,
-            "train": {
-                "steps": self.steps,
-                "batch_size": min(128, len(part.train) // 2),
-                "optimizer": {"lr": 1e-3, "weight_decay": 0.05},
-            },
-        }
-        return Recipe.model_validate_json(json.dumps(values))
-
-
-def arm(bench: Bench, part: Round, store: Store, method: str, seed: int) -> dict[str, float]:
-    """Scores of one method, seed and training, from the cache or made."""
-    recipe = bench.recipe(method, seed, part)
-    mark = digest_json([recipe.model_dump(mode="json"), part.train.fingerprint(), bench.mark])[:12]
-    folder = bench.cache / "arms" / f"{part.name}-{method}-{seed}-{mark}"
-    kept = folder / "scores.json"
-    if kept.is_file():
-        return dict(json.loads(kept.read_text()))
-    result = run_job(Job(recipe, part.train, folder, teacher=bench.teacher, store=store, progress=False))
-    scores = {**part.score(resolve(str(folder))), "seconds": round(result.seconds, 1)}
-    write_json(kept, scores)
-    say(f"{part.name} {method} seed {seed}: {scores}")
-    return scores
-
-
-def pour(bench: Bench, part: Round) -> Store:
-    """The teacher's outputs on one training set."""
-    plan = PourPlan(images=False, views=VIEWS.count, captions=True, policy=VIEWS.policy())
-    out = bench.cache / "stores" / f"{part.name}-{bench.mark}"
-    return open_store(pour_into(bench.teacher, part.train, out, plan).path)
-
-
-# ---------------------------------------------------------------- the table
-
-
-def table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds of each method's mean over sets."""
-    out = {}
-    for method, sets in found.items():
-        each = [mean(values) for values in zip(*sets.values(), strict=True)]
-        out[method] = {
-            "mean": round(mean(each), 4),
-            "sd": round(stdev(each), 4) if len(each) > 1 else 0.0,
-            "sets": {name: round(mean(values), 4) for name, values in sets.items()},
-        }
+def teacher_said(bench: Bench, found: Sequence[Benchmark]) -> dict[str, Any]:
+    """The teacher's own scores, chance, and which parts are ranked."""
+    out: dict[str, Any] = {}
+    for each in found:
+        scored = scored_images([each], bench.teacher, bench.cache)
+        vectors = teacher_vectors(bench.teacher, scored, bench.cache)
+        out |= teacher_report([each], {part.name: scored.values(vectors, part) for part in each.rounds})
     return out
 
 
-def claims(found: Mapping[str, Mapping[str, Sequence[float]]], best: str, draws: int = 10_000) -> dict[str, Any]:
-    """Paired bootstrap over seeds: how sure it is that ``best`` beats each other method on the mean over sets."""
-    generator = np.random.default_rng(0)
-    means = {method: np.mean(np.array(list(sets.values())), axis=0) for method, sets in found.items()}
-    out = {}
-    for method, values in means.items():
-        if method == best:
-            continue
-        difference = means[best] - values
-        rows = generator.integers(len(difference), size=(draws, len(difference)))
-        drawn = difference[rows].mean(axis=1)
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        out[method] = {"difference": float(difference.mean()), "low": float(low), "high": float(high)}
-    return out
+def summarised(
+    found: Sequence[Benchmark], values: Values, report: Mapping[str, Any], *, of: str = "default", dev: bool = True
+) -> dict[str, Any]:
+    """Means, dev means, claims and every figure of one table."""
+    counted = {name: bool(facts["ranked"]) for name, facts in report.items()}
+    table = tabulate(found, values, counted)
+    rows = means(table)
+    if dev:
+        chosen = means(tabulate(found, values, counted, side="dev"))
+        for name, row in rows.items():
+            row["dev"] = chosen[name]["mean"]
+    return {
+        "methods": rows,
+        "claims": {"of": of, **claims(table, of)} if of in values else {},
+        "parts": everything(found, values),
+        "teacher": dict(report),
+    }
+
+
+# ---------------------------------------------------------------- tier 2
+
+
+def choose(dev: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The best published methods by tier 1's dev figures."""
+    names = [name for name in dev if name in PUBLISHED and name not in BASELINES]
+    return sorted(names, key=lambda name: (-float(dev[name]["dev"]), name))[:CHOSEN]
+
+
+def tuned_tier(bench: Bench, arms: Arms, methods: Sequence[str], epochs: float) -> dict[str, Any]:
+    """Fine-tuned students of the chosen methods and our default."""
+    train, found = tuned_sets(bench.shared, bench.limit)
+    rounds = rounds_of(found)
+    second = bench.second if "mobileclip" in methods else None
+
+    def prepared() -> Tuned:
+        store = tuned_store(bench.teacher, train, bench.cache)
+        also = None if second is None else (second, tuned_store(second, train, bench.cache))
+        scored = scored_images(found, bench.teacher, bench.cache)
+        names = tuple(dict.fromkeys((*bench.names, *train.class_names)))
+        return Tuned(bench.shared, train, found, bench.teacher, store, also, scored, names, epochs)
+
+    make = once(prepared)
+
+    def flat(name: str, seed: int) -> Scores:
+        whole = train_tuned(make(), name, seed, bench.cache / "runs")
+        return {f"{part}|{each}": values for part, parts in whole.items() for each, values in parts.items()}
+
+    scores: dict[str, dict[str, list[Scores]]] = {name: {part.name: [] for part in rounds} for name in methods}
+    for name in methods:
+        for seed in bench.seeds:
+            what = [tuned_method(name).to_dict(), epochs, train.fingerprint(), bench.teacher.mark, seed]
+            one = arms.get("tuned", f"tuned-{name}-{seed}", what, partial(flat, name, seed))
+            for part in rounds if one is not None else []:
+                cut = {key.partition("|")[2]: v for key, v in one.items() if key.partition("|")[0] == part.name}
+                scores[name][part.name].append(cut)
+    if arms.waiting:
+        return {}
+    scored = scored_images(found, bench.teacher, bench.cache)
+    vectors = teacher_vectors(bench.teacher, scored, bench.cache)
+    report = teacher_report(found, {part.name: scored.values(vectors, part) for part in rounds})
+    return summarised(found, stacked(scores), report, dev=False)
+
+
+# ---------------------------------------------------------------- the whole
+
+
+def options() -> argparse.Namespace:
+    parser = arguments(__doc__, "bench-methods")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--tier", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--seeds", help="comma-separated; 0,1,2,3,4 in tier 1 and 0,1,2 in tier 2 if not given")
+    parser.add_argument(
+        "--methods", help="comma-separated: methods, candidates of our default, peers; all if not given"
+    )
+    parser.add_argument("--sets", default=",".join((*REAL, "world", "text")), help="tier 1, comma-separated")
+    parser.add_argument("--steps", type=int, help="steps of every tier-1 arm, in place of each set's own")
+    parser.add_argument("--epochs", type=float, default=EPOCHS, help="of a tier-2 arm")
+    parser.add_argument("--teacher", type=Path, help="run directory; T1 of bench-flickr8k by default")
+    parser.add_argument("--second", type=Path, help="MobileCLIP's second teacher; T0 of bench-flickr8k by default")
+    parser.add_argument("--peers", type=Path, help="a folder with further packages: peers that are not installed here")
+    parser.add_argument(
+        "--estimate", action="store_true", help="say what is missing and how long it takes; run nothing"
+    )
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = arguments(__doc__, "bench-methods")
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="comma-separated")
-    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
-    parser.add_argument("--sets", default="flickr8k,caltech101,pacs", help="comma-separated")
-    parser.add_argument("--steps", type=int, default=400, help="steps of every arm")
-    parser.add_argument("--teacher", type=Path, help="run directory; T1 of bench-flickr8k by default")
-    options = parser.parse_args()
+    given = options()
     shared = shared_folder()
     if shared is None:
         raise SystemExit("real data absent: set CLIPETTE_SHARED to the folder that holds data/ and weights/")
-    folder = options.teacher or newest_teacher()
-    teacher = resolve(str(folder))
-    assert isinstance(teacher, TorchEncoder)
+    if given.out == PROJECT / "runs" / "bench-methods" and given.tier == 2:
+        given.out = PROJECT / "runs" / "bench-methods-tuned"
+    add_path(given.peers)
+    # Heads are too small for two threads; whole students are not.
+    torch.set_num_threads(1 if given.tier == 1 else torch.get_num_threads())
+    bench = open_bench(given, shared)
+    arms = Arms(bench.cache / "arms", estimating=given.estimate)
+    absent = missing()
+    summary = tier_one(bench, arms, given, absent) if given.tier == 1 else tier_two(bench, arms, given)
+    if given.estimate:
+        estimate(arms)
+        return
+    summary |= {"tier": given.tier, "seeds": list(bench.seeds), "steps": dict(bench.steps), "machine": machine()}
+    write_page(summary, given.out / "report.html")
+    finish(summary, given.out)
+
+
+def open_bench(given: argparse.Namespace, shared: Path) -> Bench:
+    """Teachers, cache and sizes."""
+    teacher = named_teacher(given.teacher or newest("T1"))
+    second_folder = given.second or newest("T0", needed=False)
+    # T1 learned from T0's word on the same views: that store serves again.
+    made = (given.teacher or newest("T1")) / "store"
+    second = None if second_folder is None else named_teacher(second_folder, {"flickr8k": made})
     with np.load(shared / "data" / "clip_vitb32_teacher_features.npz") as file:
         names = tuple(str(name) for name in file["lvis_classes"])
-    steps = 4 if options.smoke else options.steps
-    bench = Bench(shared, bench_cache("methods"), teacher, folder.name, steps, names)
-    seeds = [int(seed) for seed in options.seeds.split(",")][: 1 if options.smoke else None]
-    found: dict[str, dict[str, list[float]]] = {method: {} for method in options.methods.split(",")}
-    reference: dict[str, float] = {}
-    for name in options.sets.split(","):
-        parts = rounds(shared, name, 64 if options.smoke else None)
-        reference[name] = mean(part.score(teacher)["score"] for part in parts)
-        say(f"{name}: teacher {reference[name]:.4f}")
-        stores = [pour(bench, part) for part in parts]
-        for method in found:
-            found[method][name] = [
-                mean(arm(bench, part, store, method, seed)["score"] for part, store in zip(parts, stores, strict=True))
-                for seed in seeds
-            ]
-            say(f"{name} {method}: {mean(found[method][name]):.4f}")
-    methods = table(found)
-    best = max(methods, key=lambda method: float(methods[method]["mean"]))
-    summary = {
-        "default": methods.get("default"),
-        "methods": methods,
-        "teacher": reference,
-        "best": best,
-        "claims": {"of": "default", **claims(found, "default")} if "default" in found else {},
-        "seeds": seeds,
-        "steps": bench.steps,
-        "machine": machine(),
-    }
-    finish(summary, options.out)
+    usual = "0,1,2,3,4" if given.tier == 1 else "0,1,2"
+    seeds = tuple(int(seed) for seed in (given.seeds or usual).split(","))
+    steps = {name: given.steps or count for name, count in STEPS.items()}
+    if given.smoke:
+        steps, seeds = dict.fromkeys(STEPS, 4), seeds[:2]
+    cache = bench_cache("methods-smoke" if given.smoke else "methods")
+    return Bench(shared, cache, teacher, second, names, seeds, steps, SMOKE if given.smoke else None)
 
 
-def newest_teacher() -> Path:
-    """T1 of bench-flickr8k, wherever it was made last."""
-    made = sorted(bench_cache("flickr8k").glob("T1-0-*/summary.json"), key=lambda path: path.stat().st_mtime)
-    if not made:
-        raise SystemExit("the teacher T1 is missing: run `make bench-flickr8k` first, or name another with --teacher")
-    return made[-1].parent
+def named_teacher(folder: Path, stores: Mapping[str, Path] | None = None) -> Teacher:
+    """A run as a teacher, with the stores that bench-flickr8k poured by it."""
+    encoder = resolve(str(folder))
+    if not isinstance(encoder, TorchEncoder):
+        raise SystemExit(f"{folder} is no run directory")
+    # The space of a run in its teacher's space is not its own: its folder's name tells it apart.
+    return Teacher(encoder, folder.name, stores or {"flickr8k": folder.parent / f"store-{folder.name}"})
+
+
+def newest(arm: str, *, needed: bool = True) -> Path | None:
+    """A teacher of bench-flickr8k, wherever it was made last."""
+    made = sorted(bench_cache("flickr8k").glob(f"{arm}-0-*/summary.json"), key=lambda path: path.stat().st_mtime)
+    if not made and needed:
+        raise SystemExit(f"the teacher {arm} is missing: run `make bench-flickr8k` first, or name another (--teacher)")
+    return made[-1].parent if made else None
+
+
+def tier_one(bench: Bench, arms: Arms, given: argparse.Namespace, absent: Mapping[str, str]) -> dict[str, Any]:
+    """All methods on the real sets, the world's and the text tower's tables."""
+    peers = [name for name, peer in PEERS.items() if peer.package not in absent]
+    for package, how in absent.items():
+        say(f"peer {package} is missing: {how}")
+    wanted = given.methods.split(",") if given.methods else None
+    unknown = set(wanted or ()) - {*KNOWN, *WORLD, *TEXT_ARMS, *PEERS}
+    if unknown:
+        raise SystemExit(f"unknown methods {sorted(unknown)}; known: {', '.join((*KNOWN, *WORLD, *TEXT_ARMS, *PEERS))}")
+
+    def asked(names: Sequence[str]) -> list[str]:
+        return [name for name in names if wanted is None or name in wanted]
+
+    sets = given.sets.split(",")
+    real = [name for name in sets if name in REAL]
+    known = [name for name in KNOWN if name != "mobileclip" or bench.second is not None]
+    found, values = real_tier(bench, arms, real, asked([*known, *peers])) if real else ([], {})
+    world = world_tier(bench, arms, asked(WORLD)) if "world" in sets and asked(WORLD) else {}
+    texts = [name for name in TEXT_ARMS if not name.startswith("sentence") or "sentence_transformers" not in absent]
+    text = text_tier(bench, arms, asked(texts)) if "text" in sets and asked(texts) else {}
+    if arms.estimating:
+        return {}
+    whole = summarised(found, values, teacher_said(bench, found)) if values else {"methods": {}, "claims": {}}
+    return {**sorted_rows(whole), "world": world, "text": text, "missing_peers": dict(absent)}
+
+
+def sorted_rows(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary's shape: our default, published methods, baselines, candidates and peers apart."""
+    rows = whole["methods"]
+    groups: dict[str, dict[str, Any]] = {"methods": {}, "baselines": {}, "candidates": {}, "peers": {}}
+    for name, row in rows.items():
+        if name != "default":
+            groups["peers" if name in PEERS else group_of(name)][name] = row
+    return {**whole, "default": rows.get("default"), **groups}
+
+
+def tier_two(bench: Bench, arms: Arms, given: argparse.Namespace) -> dict[str, Any]:
+    """The chosen methods, fine-tuned."""
+    if given.methods:
+        methods = given.methods.split(",")
+        unknown = set(methods) - set(KNOWN)
+        if unknown:
+            raise SystemExit(f"unknown methods {sorted(unknown)}; known: {', '.join(KNOWN)}")
+    else:
+        dev = tier_one_dev(bench)
+        methods = ["default", *choose(dev)]
+        say(f"chosen by tier 1's dev figures: {', '.join(methods[1:])}")
+    whole = tuned_tier(bench, arms, methods, 0.5 if given.smoke else given.epochs)
+    return {} if arms.estimating else {**sorted_rows(whole), "chosen_by": "tier 1 dev" if not given.methods else "hand"}
+
+
+def tier_one_dev(bench: Bench) -> Mapping[str, Mapping[str, Any]]:
+    """Tier 1's dev means of the published methods, from its kept arms; every one of five seeds must be there."""
+    arms = Arms(bench.cache / "arms", estimating=True)
+    methods = [name for name in PUBLISHED if name not in BASELINES and (name != "mobileclip" or bench.second)]
+    first = replace(bench, seeds=bench.seeds if bench.limit else (0, 1, 2, 3, 4))
+    found, values = real_tier(first, arms, REAL, ["default", *methods])
+    if arms.waiting:
+        absent = ", ".join(f"{count} of {kind}" for kind, count in arms.waiting.items())
+        raise SystemExit(f"tier 1 is not finished ({absent} are missing): run it first, or name --methods")
+    report = teacher_said(bench, found)
+    return summarised(found, values, report)["methods"]
+
+
+def estimate(arms: Arms) -> None:
+    """What is missing, and how long it takes on one core."""
+    total = 0.0
+    for kind, count in arms.waiting.items():
+        each = arms.seconds(kind)
+        total += count * each
+        print(f"{kind}: {count} arms × {each:.0f} s")
+    print(f"together {total / 60:.0f} min, beside what is poured and encoded once; two processes by seeds take half")
 
 
 if __name__ == "__main__":

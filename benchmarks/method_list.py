@@ -1,0 +1,85 @@
+"""The methods of bench-methods: every shipped recipe's loss, our default by its rules, and what was tried beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from clipette.config import find_recipe, load_yaml
+from clipette.train.budget import losses_for
+from clipette.train.recipe import Recipe
+
+# Published methods: a row each. The loss is the recipe's; what no frozen trunk allows is in WORLD.
+PUBLISHED = (
+    "clip",
+    "unlabelled",
+    "lightclip",
+    "affinity",
+    "contrastive",
+    "clip-kd",
+    "clip-kd-gradient",
+    "clip-kd-fusion",
+    "mobileclip",
+    "rkd",
+    "gram",
+    "promptkd-stage2",
+    "ood",
+    "dkd",
+    "dist",
+    "standardized",
+)
+# No teacher, and one term of ours: reported, but no published distillation method.
+BASELINES = ("clip", "unlabelled")
+# What our default could become: chosen by dev figures, then written into train/budget.py. A change of terms (None
+# removes one), and options of the method.
+CANDIDATES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "default+clip": ({"clip": 1}, {}),
+    "default+contrast": ({"image_to_teacher": {"weight": 1, "temperature": 0.07}}, {}),
+    "default+classes": ({"class_text_kl": 1}, {}),
+    "default+pairs": ({"in_batch_kl": 1}, {}),
+    "default+gram": ({"image_gram": 100}, {}),
+    "default+affinity": ({"affinity": {"weight": 1, "scale": 50}}, {}),
+    "default+gradient": ({}, {"balance": "gradient"}),
+    "default+uncertainty": ({}, {"balance": "uncertainty"}),
+    "default+hard": ({}, {"neighbours": 8}),
+}
+# In the rendered world, with a small ViT: PromptKD's visual prompts and MFD's masks, and what to compare them with.
+WORLD = ("promptkd", "clip-kd-masked", "clip", "default", "clip-kd", "promptkd-stage2")
+KNOWN = ("default", *PUBLISHED, *CANDIDATES)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A loss, and what goes with it. ``guides``: names of further teachers that it reads."""
+
+    name: str
+    loss: Mapping[str, Any]
+    balance: str = "none"
+    neighbours: int = 0
+    guides: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """What an arm is kept by."""
+        return {"loss": dict(self.loss), "balance": self.balance, "neighbours": self.neighbours, "guides": self.guides}
+
+
+def find_method(name: str, *, captions: bool) -> Method:
+    """The method of this name for data with human captions, or with classes (whose captions are made of their names).
+
+    Labels are read by ``class_text_ce`` alone, which has no place where there are none.
+    """
+    if name == "default" or name in CANDIDATES:
+        change, options = CANDIDATES.get(name, ({}, {}))
+        return Method(name, {**losses_for(captions=captions, classes=not captions), **change}, **options)
+    loss = dict(load_yaml(Recipe, find_recipe(name)).loss)
+    if captions:
+        loss.pop("class_text_ce", None)
+    return Method(name, loss, guides=("second",) if name == "mobileclip" else ())
+
+
+def group_of(name: str) -> str:
+    """``default``, ``candidates``, ``baselines``, ``methods``: where a row stands in the summary."""
+    if name == "default":
+        return name
+    return "candidates" if name in CANDIDATES else "baselines" if name in BASELINES else "methods"
