@@ -171,7 +171,7 @@ export function explain(failure, limits) {
       return { icon: "image", title: "That picture is too large", text: `${most} Make it smaller, and try again.`.trim(), retry: false };
     }
     case "key":
-      return { icon: "alert", title: "This server asks for a key", text: "Its owner can give you one.", retry: false };
+      return { icon: "alert", title: "This server asks for a key", text: "Its owner can give you one.", retry: true };
     case "offline":
       return { icon: "cable", title: "The server cannot be reached", text: "Is clipette serve still running?", retry: true };
     case "slow":

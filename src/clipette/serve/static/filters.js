@@ -110,7 +110,7 @@ function textControl(column, values, known, onChange) {
     placeholder: all.length ? "another value" : "value",
     "aria-label": `Only where ${column} is`,
     on: {
-      change: add,
+      change: () => setTimeout(add), // once the focus has moved on
       keydown: (event) => {
         if (event.key !== "Enter") return;
         event.preventDefault();

@@ -25,6 +25,8 @@ function render(state) {
   }
   const words = { search: state.q, classify: "Classify", about: "About" }[state.tab];
   document.title = words ? `${words} · Clipette` : "Clipette";
+  // Before the server has answered, so that a shared search does not begin with the empty page.
+  if (!ready) byId("view-search").dataset.asked = String(Boolean(state.q || state.key || state.liked.length));
   if (ready) VIEWS[state.tab]?.render(state);
 }
 
@@ -87,19 +89,24 @@ function listenToPictures() {
 
 // ---------------------------------------------------------------- the server
 
+let given = false;
+
 function askForKey(again) {
   const dialog = byId("key-dialog");
   if (dialog.open) return;
   const input = h("input", { id: "key", type: "password", autocomplete: "off", required: true, spellcheck: "false" });
   const form = h(
     "form",
-    { method: "dialog" },
-    h("h2", { id: "key-title", text: "This server asks for a key" }),
+    {},
+    h("h2", { id: "key-title", text: given ? "That key is not known here" : "This server asks for a key" }),
     h("label", { for: "key", class: "soft", text: "It is kept until you close this tab, and sent to this server only." }),
     input,
     h("div", { class: "acts" }, h("button", { type: "submit", class: "primary", text: "Use it" })),
   );
-  form.addEventListener("submit", () => {
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    dialog.close();
+    given = true;
     useKey(input.value.trim());
     again();
   });
@@ -116,6 +123,7 @@ async function begin() {
     about.start(info);
     listenToPictures();
     ready = true;
+    document.documentElement.dataset.ready = "";
     render(now());
     if (now().tab === "search" && !now().q && matchMedia("(pointer: fine)").matches) byId("words").focus();
   } catch (error) {

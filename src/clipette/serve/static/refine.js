@@ -9,6 +9,7 @@ const KINDS = { image: "Pictures", text: "Texts", any: "Both" };
 let info = null;
 let seen = null;
 let parts = null;
+const controls = new Map();
 
 /** Builds the panel once the server has said what there is. */
 export function start(served, known) {
@@ -57,13 +58,16 @@ function build() {
     spellcheck: "false",
     maxlength: 4096,
     placeholder: "year > 2019 AND domain = 'photo'",
-    on: { change: () => update({ where: where.value }), keydown: (event) => event.key === "Enter" && event.preventDefault() },
+    on: { change: narrow, keydown: (event) => event.key === "Enter" && narrow() },
   });
   const filters = h("div", { class: "filters" });
+  const kinds = h("div", { class: "field" }, h("span", { class: "label", text: "Show" }), kind);
+  kinds.hidden = info.index.details.texts === 0;
   byId("refine").replaceChildren(
     h("div", { class: "field" }, h("label", { for: "without", text: "Leave out" }), without, push.element),
-    h("div", { class: "field" }, h("span", { class: "label", text: "Show" }), kind, close.element),
-    h("div", { class: "field" }, variety.element, amount.element, group.element),
+    kinds,
+    h("div", { class: "field" }, variety.element, amount.element),
+    h("div", { class: "field" }, group.element, close.element),
     Object.keys(info.index.columns).length > 0 &&
       h(
         "details",
@@ -82,6 +86,8 @@ function leaveOut() {
   const next = [...new Set([...now().without, ...terms])].slice(0, 16);
   if (terms.length) update({ without: next });
 }
+
+const narrow = () => update({ where: parts.where.value });
 
 function slider(id, name, min, max, step, onChange) {
   const input = h("input", { type: "range", id: `${id}-slider`, min, max, step, on: { change: () => onChange(input.valueAsNumber) } });
@@ -110,20 +116,32 @@ export function render(state) {
   renderChips(state);
 }
 
-/** The columns' controls anew: values seen since become buttons. What had the focus keeps it. */
+/** The controls of columns whose filter has changed, or of which results have shown new values. */
 export function renderFilters(state) {
-  const focused = document.activeElement;
-  const inside = parts.filters.contains(focused);
-  const column = focused?.closest?.("fieldset")?.dataset.column;
-  const value = focused?.dataset?.value;
-  const fields = Object.entries(info.index.columns).map(([name, type]) =>
-    control(name, type, state.filters[name] ?? [], seen, (values) => setFilter(name, values)),
-  );
-  parts.filters.replaceChildren(...fields);
-  if (!inside || !column) return;
-  const field = fields.find((each) => each.dataset.column === column);
-  const same = value && [...field.querySelectorAll("button")].find((each) => each.dataset.value === value);
-  (same || field.querySelector("input"))?.focus();
+  for (const [column, type] of Object.entries(info.index.columns)) {
+    const values = state.filters[column] ?? [];
+    const signature = (of) => JSON.stringify([of, type === "text" ? seen.of(column) : []]);
+    const shown = controls.get(column);
+    if (shown?.signature === signature(values)) continue;
+    const change = (next) => {
+      // Fields of numbers show already what was typed; made anew they would lose the focus on its way to the next one.
+      if (type === "int" || type === "float") controls.get(column).signature = signature(next);
+      setFilter(column, next);
+    };
+    const element = control(column, type, values, seen, change);
+    if (shown) replaceControl(shown.element, element);
+    else parts.filters.append(element);
+    controls.set(column, { element, signature: signature(values) });
+  }
+}
+
+/** `next` in the place of `old`; what had the focus has it again. */
+function replaceControl(old, next) {
+  const focused = old.contains(document.activeElement) ? document.activeElement : null;
+  old.replaceWith(next);
+  if (!focused) return;
+  const same = [...next.querySelectorAll("button")].find((each) => each.dataset.value === focused.dataset.value);
+  (same ?? next.querySelector("input") ?? next.querySelector("button")).focus();
 }
 
 function renderChips(state) {

@@ -181,8 +181,8 @@ export function render(state) {
   refine.render(state);
   const asks = Boolean(state.q || state.key || kept || state.liked.length);
   byId("view-search").dataset.asked = String(asks);
-  const about = JSON.stringify([state.q, state.key, state.upload]);
-  if (about !== question || state.liked.length + state.disliked.length > 0) setMarks(state);
+  const about = JSON.stringify([state.q, state.key, state.upload, state.liked, state.disliked]);
+  if (about !== question) setMarks(state);
   question = about;
   renderTray();
   const signature = JSON.stringify([requestOf(state), state.upload]);
@@ -274,7 +274,7 @@ function statusOf(hits, part) {
 function nothingClose(part) {
   const best = part.hits[0]?.score;
   const text =
-    best === undefined || part.threshold === null
+    best === undefined || part.threshold === null || part.threshold === undefined
       ? "Nothing in this collection fits what you asked for."
       : `The closest scored ${best.toFixed(2)}; a match in this collection has ${part.threshold.toFixed(2)} or more.`;
   answer({ icon: "nothing", title: "Nothing close enough", text, actions: part.hits.length ? [["Show the nearest anyway", () => update({ all: true })]] : [] });
@@ -301,7 +301,9 @@ function adaptToModel() {
   byId("words").disabled = !text;
   byId("choose").hidden = !images;
   const ways = text && images ? "Type a description, or give a picture." : text ? "Type a description." : "Give a picture.";
-  byId("hero-line").textContent = `${counted(info.index.items, "item")} on this server. ${ways}`;
+  const { images: pictures, texts: words } = info.index.details;
+  const what = words === 0 ? counted(pictures, "picture") : counted(info.index.items, "item");
+  byId("hero-line").textContent = `${what} on this server. ${ways}`;
   const tip = (name, title, words) => h("div", { class: "tip" }, icon(name), h("h2", { text: title }), h("p", { class: "soft", text: words }));
   byId("start").replaceChildren(
     text ? tip("type", "Say it", "Plain words, as you would describe it. A minus leaves something out: beach -people.") : "",
