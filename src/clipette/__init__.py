@@ -7,7 +7,7 @@ The verbs of the command line are functions here, loaded when first used (import
     encoder = clipette.load("runs/student")
     vectors = encoder.encode_images(["photo.jpg"])
 
-``load``, ``pour``, ``pretrain``, ``distill``, ``evaluate``, ``compare``, ``classify``, ``export``,
+``load``, ``pour``, ``pretrain``, ``adapt``, ``adapt_study``, ``distill``, ``evaluate``, ``compare``, ``classify``, ``export``,
 ``add_class``, ``quantize``, ``bench``, ``demo``, ``doctor``.
 """
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from clipette.health import doctor
     from clipette.resolve import resolve as load
     from clipette.verbs import (
+        adapt,
+        adapt_study,
         add_class,
         bench,
         classify,
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "adapt",
+    "adapt_study",
     "add_class",
     "bench",
     "classify",

@@ -51,13 +51,14 @@ def evaluate(
     its figures are transductive: the images or the classes were trained on.
     """
     named = _named_data(data)
-    encoders = [resolve(reference, device=device) for reference in ([teacher] if teacher else []) + [model]]
+    names = _classes_of(named)
+    references = ([teacher] if teacher else []) + [model]
+    encoders = [resolve(reference, device=device, class_names=names) for reference in references]
     settings = _suite(_wording(templates, encoders, named), descriptions, corruptions, batch_size)
     student = encoders[-1]
     result = measure(student, named, encoders[0] if teacher else None, settings=settings)
     evaluations = [result.teacher, result] if result.teacher is not None else [result]
-    references = [teacher, model] if teacher else [model]
-    comparison = _side_by_side([r for r in references if r], encoders, evaluations, named)
+    comparison = _side_by_side(references, encoders, evaluations, named)
     return _write(comparison, named, Path(out), title=_title(comparison), model=comparison.names[-1])
 
 
@@ -89,7 +90,7 @@ def compare_on(
     """``compare`` on data sets that are open already, by the names that tables shall show."""
     if not models:
         raise ConfigError("no model to compare: name two or more")
-    encoders = [resolve(reference, device=device) for reference in models]
+    encoders = [resolve(reference, device=device, class_names=_classes_of(named)) for reference in models]
     settings = _suite(_wording(templates, encoders, named), None, False, batch_size)
     # Cached: the first is measured beside each of the others, and encodes once.
     first = CachedEncoder(encoders[0])
@@ -147,6 +148,11 @@ def _named_data(references: Sequence[str]) -> dict[str, Dataset]:
     }
 
 
+def _classes_of(named: Mapping[str, Dataset]) -> tuple[str, ...]:
+    """Every class of every data set: what a classifier is asked for. Zero-shot then takes each set's own of them."""
+    return tuple(dict.fromkeys(name for data in named.values() for name in data.class_names))
+
+
 def _wording(templates: str, encoders: Sequence[Encoder], named: Mapping[str, Dataset]) -> str:
     if templates != AUTO:
         return templates
@@ -190,7 +196,13 @@ def _run_of(reference: str) -> Path | None:
 def recorded_card(reference: str) -> Mapping[str, object]:
     """Where a model comes from: what its run recorded, or the reference itself."""
     folder = Path(reference.removeprefix("run:")).expanduser()
-    for path in (folder / "model" / "model.json", folder / "model.json", folder / "manifest.json"):
+    for path in (
+        folder / "model" / "model.json",
+        folder / "model" / "adapter.json",
+        folder / "model.json",
+        folder / "adapter.json",
+        folder / "manifest.json",
+    ):
         if path.is_file():
             try:
                 card = json.loads(path.read_text(encoding="utf-8")).get("card")

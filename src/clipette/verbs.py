@@ -9,6 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipette.adapting import adapt as adapt
+from clipette.adapting import adapt_study as adapt_study
+from clipette.adapting import class_names_of, first_stage
 from clipette.benching import bench as bench
 from clipette.config import find_recipe, load_yaml, shipped_recipes
 from clipette.data.dataset import Dataset
@@ -58,10 +61,10 @@ def pour(
     ``teacher`` and ``data`` are references; ``view_policy``: fields of ``data.views.ViewPolicy``; ``text_corpus``:
     further sources of texts. Returns the store's folder. Poured again, only what is missing or changed is computed.
     """
-    encoder = resolve(teacher, device=device)
+    sets = [load_data(reference) for reference in data]
+    encoder = resolve(teacher, device=device, class_names=class_names_of(sets))
     if not isinstance(encoder, TorchEncoder):
         raise ConfigError(f"{teacher} is stored already: distil from it directly, or import it with `stored:`")
-    sets = [load_data(reference) for reference in data]
     texts = [text for reference in text_corpus for s in load_data(reference).samples for text in s.captions]
     policy = {} if view_policy is None else {"policy": dict(view_policy)}
     named = classes and any(each.class_names for each in sets)
@@ -147,6 +150,10 @@ def distill(
     read, base = read_recipe(recipe, overrides, default=_default_recipe(listed))
     if student is not None:
         read = read.model_copy(update={"student": student_spec(student, read)})
+    if read.adapt is not None:
+        given = {"base": teacher or read.teacher, "data": data or read.data}
+        teacher = str(first_stage(read.adapt, **given, out=Path(out) / "teacher", resume=resume, device=device))
+        read = read.model_copy(update={"adapt": None})
     return _run(
         read,
         base,
@@ -254,7 +261,8 @@ def _run(
     if not resume and out.exists():
         shutil.rmtree(out)
     train_set = load_data(recipe.data) if listed is None else listed
-    encoder = None if recipe.teacher is None else resolve(recipe.teacher, device=device)
+    classes = recipe.classes.names or train_set.class_names
+    encoder = None if recipe.teacher is None else resolve(recipe.teacher, device=device, class_names=classes)
     opened, encoder = _outputs(recipe, encoder, train_set, store, online=online, out=out)
     also = {
         name: _companion(recipe, reference, train_set, out / f"store-{name}", name, device=device)

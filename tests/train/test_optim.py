@@ -11,7 +11,14 @@ from tests.train.steps import make_task
 from torch import nn
 
 from clipette.errors import ConfigError
-from clipette.train.optim import MovingAverage, build_optimizer, clip_gradients, parameter_groups, rate_factor
+from clipette.train.optim import (
+    GaussianMean,
+    MovingAverage,
+    build_optimizer,
+    clip_gradients,
+    parameter_groups,
+    rate_factor,
+)
 from clipette.train.settings import OptimizerSettings, TrainSettings
 
 
@@ -126,3 +133,49 @@ def test_clipping_bounds_the_global_norm_and_reports_it_before() -> None:
     assert clip_gradients(parameters, 1.0) == pytest.approx(5.0)
     whole = torch.cat([p.grad for p in parameters if p.grad is not None])
     assert float(whole.norm()) == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize(("mean", "sd"), [(3.0, 1.0), (15.0, 1.0), (2.0, 0.5)])
+def test_the_gaussian_mean_of_epochs_by_hand(mean: float, sd: float) -> None:
+    """PromptSRC's own order of things: all weights of the epochs first, then their normalised sum."""
+    module = nn.Linear(2, 1)
+    average = GaussianMean(module, mean=mean, sd=sd, steps_per_epoch=3)
+    ends = []
+    for step in range(1, 16):
+        with torch.no_grad():
+            module.weight.fill_(float(step))
+        average.update(module)
+        if step % 3 == 0:
+            ends.append(float(step))
+        if step < 3:
+            assert float(average.state["weight"][0, 0]) == step, "before the first epoch's end: the present weights"
+    shares = [math.exp(-((epoch - mean) ** 2) / (2 * sd**2)) for epoch in range(1, 6)]
+    expected = sum(share / sum(shares) * value for share, value in zip(shares, ends, strict=True))
+    assert float(average.state["weight"][0, 0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_gaussian_mean_goes_on_where_it_stopped() -> None:
+    module = nn.Linear(2, 1)
+    whole, first = (GaussianMean(module, mean=2, sd=1, steps_per_epoch=2) for _ in range(2))
+    resumed = None
+    for step in range(8):
+        with torch.no_grad():
+            module.weight.fill_(float(step))
+        whole.update(module)
+        (first if step < 5 else resumed).update(module)  # type: ignore[union-attr]
+        if step == 4:
+            resumed = GaussianMean(module, mean=2, sd=1, steps_per_epoch=2)
+            resumed.load(first.state, first.count)
+    assert resumed is not None
+    assert torch.equal(whole.state["weight"], resumed.state["weight"])
+
+
+def test_a_constant_warm_up_and_one_average_at_a_time() -> None:
+    """CoOp's harness: the first epoch at 1e-5, then the cosine."""
+    settings = TrainSettings(epochs=10, warmup=0.1, warmup_factor=0.005)
+    factors = [rate_factor(step, 100, settings) for step in range(100)]
+    assert factors[:10] == [0.005] * 10
+    assert factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.5, abs=0.01)
+    with pytest.raises(ValueError, match="two averages of the same weights"):
+        TrainSettings.model_validate_json('{"ema": 0.9, "gaussian": {"mean": 1, "sd": 1}}')

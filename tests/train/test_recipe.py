@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from tests.tasks.tiny import tiny_model
@@ -12,12 +13,35 @@ from clipette.config import load_yaml, shipped_recipes
 from clipette.errors import ConfigError
 from clipette.tasks.objective import Objective, TeacherFacts
 from clipette.tasks.terms import needs_of, read_terms
+from clipette.train.adapt_recipe import AdaptRecipe
 from clipette.train.recipe import Recipe, ViewSettings
 
 PAPERS = Path(__file__).parents[2] / "docs" / "PAPERS.md"
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+ADAPT = [name for name, path in shipped_recipes().items() if "\nmethod:" in path.read_text()]
+
+
+@pytest.mark.parametrize("name", ADAPT)
+def test_a_shipped_recipe_of_adapt_is_whole(name: str) -> None:
+    recipe = load_yaml(AdaptRecipe, shipped_recipes()[name])
+    assert recipe.name == name
+    if recipe.paper:
+        assert f"`{name}`" in PAPERS.read_text(), f"docs/PAPERS.md has no recipe `{name}`"
+
+
+def test_every_method_has_a_recipe() -> None:
+    kinds = {load_yaml(AdaptRecipe, shipped_recipes()[name]).method.kind for name in ADAPT}
+    (union,) = {field.annotation for key, field in AdaptRecipe.model_fields.items() if key == "method"}
+    assert kinds == {member.model_fields["kind"].default for member in get_args(union)}
+
+
+def test_settings_of_the_loop_belong_to_what_it_trains() -> None:
+    with pytest.raises(ConfigError, match="train is for methods that the loop trains, and taskres is none of them"):
+        load_yaml(AdaptRecipe, shipped_recipes()["taskres"], ["train.epochs=3"])
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name not in ADAPT])
 def test_a_shipped_recipe_is_whole(name: str) -> None:
     recipe = load_yaml(Recipe, shipped_recipes()[name])
     assert recipe.name == name

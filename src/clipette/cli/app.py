@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from clipette.cli import (
+    adapt,
     add_class,
     bench,
     classify,
@@ -37,6 +38,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "pretrain": (pretrain.pretrain, pretrain.EXAMPLES),
     "pour": (pour.pour, pour.EXAMPLES),
     "store": (store.store, store.EXAMPLES),
+    "adapt": (adapt.adapt, adapt.EXAMPLES),
     "distill": (distill.distill, distill.EXAMPLES),
     "evaluate": (evaluate.evaluate, evaluate.EXAMPLES),
     "compare": (compare.compare, compare.EXAMPLES),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from clipette.data import coco, folders, hub, karpathy, tables, tars, texts
+from clipette.data import coco, coop_split, folders, hub, karpathy, tables, tars, texts
 from clipette.data.dataset import Classes, Dataset, Listing, assemble, join
 from clipette.data.refs import IMAGE_SUFFIXES
 from clipette.errors import ConfigError, DataError
@@ -59,6 +59,7 @@ SOURCES: dict[str, Source] = {
     "parquet": Source(tables.list_parquet, tables.OPTIONS),
     "coco": Source(coco.list_coco, coco.OPTIONS),
     "karpathy": Source(karpathy.list_karpathy, karpathy.OPTIONS),
+    "coop": Source(coop_split.list_coop, coop_split.OPTIONS),
     "hf": Source(hub.list_hub, hub.OPTIONS),
     "text": Source(texts.list_texts, texts.OPTIONS),
     "world": Source(_list_world, WORLD_OPTIONS),
@@ -192,12 +193,14 @@ def _kind_of_folder(folder: Path) -> str:
 
 def _kind_of_json(path: Path) -> str:
     content = coco.read_json(path)
+    if coop_split.is_coop(content):
+        return "coop"
     images = content.get("images")
     if isinstance(images, list) and images and isinstance(images[0], dict) and "sentences" in images[0]:
         return "karpathy"
     if isinstance(images, list) and "annotations" in content:
         return "coco"
-    raise ConfigError(f"{path}: neither COCO's nor Karpathy's format; for a text corpus write text:{path}")
+    raise ConfigError(f"{path}: neither COCO's nor Karpathy's nor CoOp's format; for a text corpus write text:{path}")
 
 
 def _integer(reference: str, options: Options, name: str, *, minimum: int) -> int | None:

@@ -16,6 +16,7 @@ from clipette.models.core import Blueprint, ImageTower, TextTower
 from clipette.models.heads import build_head
 from clipette.models.open_clip_models import rebuild_open_clip_image, rebuild_open_clip_text
 from clipette.models.prompted import prompted_image
+from clipette.models.prompted_text import rebuilt_context, rebuilt_known
 from clipette.models.pruned import shape_as
 from clipette.models.spec import HeadSpec, PromptSpec
 from clipette.models.students import hf_tower, make_timm, small_trunk
@@ -96,6 +97,15 @@ def _prompted_image(arguments: Arguments, assets: Assets) -> ImageTower:
     return prompted_image(inner, PromptSpec(**arguments["prompts"]))
 
 
+def _learned_text(build: Callable[[TextTower, Arguments], TextTower]) -> Callable[[Arguments, Assets], TextTower]:
+    def rebuild(arguments: Arguments, assets: Assets) -> TextTower:
+        inner = build_tower(Blueprint(arguments["inner"]["kind"], arguments["inner"]["arguments"], assets))
+        assert isinstance(inner, TextTower)
+        return build(inner, arguments)
+
+    return rebuild
+
+
 def _pruned(arguments: Arguments, assets: Assets) -> ImageTower | TextTower:
     inner = build_tower(Blueprint(arguments["inner"]["kind"], arguments["inner"]["arguments"], assets))
     shape_as(inner, arguments["heads"], arguments["hidden"])
@@ -109,6 +119,8 @@ BUILDERS: dict[str, Callable[[Arguments, Assets], ImageTower | TextTower]] = {
     "table_text": _table_text,
     "headed_image": _headed("image"),
     "prompted_image": _prompted_image,
+    "context_text": _learned_text(rebuilt_context),
+    "known_text": _learned_text(rebuilt_known),
     "headed_text": _headed("text"),
     "pruned_image": _pruned,
     "pruned_text": _pruned,

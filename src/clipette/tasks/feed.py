@@ -215,7 +215,8 @@ class Feed:
         tokens: dict[str, Tensor] = {}
         teacher_tokens: dict[str, Tensor] = {}
         if not self.plan.images:
-            pass
+            if self.plan.teacher_images and self.outputs is not None:
+                targets["teacher_image"] = torch.from_numpy(self.outputs.draw(positions, epoch).vectors)
         elif self.plan.image_trunk is not None:
             draw = None
             if self.outputs is not None and self.plan.teacher_images:

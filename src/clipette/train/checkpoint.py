@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from clipette.errors import ModelError
 from clipette.io import fsync_folder, write_atomic, write_json
 from clipette.models.saved import state_bytes
-from clipette.train.optim import MovingAverage
+from clipette.train.optim import Average
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -49,7 +49,7 @@ def save_checkpoint(
     step: int,
     modules: nn.Module,
     optimizer: torch.optim.Optimizer,
-    average: MovingAverage | None,
+    average: Average | None,
     facts: Mapping[str, Any],
 ) -> None:
     """Write ``folder/step-N`` beside the others, then forget those before it."""
@@ -81,7 +81,7 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(
-    path: Path, *, modules: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage | None
+    path: Path, *, modules: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
 ) -> dict[str, Any]:
     """Put a checkpoint's tensors in place and return its ``state.json``. Raises ``ModelError`` where it is damaged."""
     state = read_state(path)

@@ -55,6 +55,11 @@ def identity_of(job: Job) -> str:
     if recipe["masks"] is None:
         # Runs of before there were masks go on.
         recipe.pop("masks")
+    for late in ("gaussian", "warmup_factor"):
+        if recipe["train"][late] is None:
+            recipe["train"].pop(late)
+    if recipe["adapt"] is None:
+        recipe.pop("adapt")
     if recipe["classes"]["reweight"] == "none":
         # Runs of before there was the key go on.
         recipe["classes"].pop("reweight")

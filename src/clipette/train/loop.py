@@ -22,7 +22,7 @@ from clipette.tasks.feed import Feed
 from clipette.tasks.task import StepOutput, Task
 from clipette.train.checkpoint import find_checkpoint, load_checkpoint, read_state, save_checkpoint
 from clipette.train.log import MetricsLog
-from clipette.train.optim import MovingAverage, build_optimizer, clip_gradients, rate_factor
+from clipette.train.optim import Average, build_average, build_optimizer, clip_gradients, rate_factor
 from clipette.train.ranks import average_gradients, barrier, broadcast_state, rank
 from clipette.train.settings import TrainSettings
 from clipette.train.step import NORMS, compute_gradients
@@ -85,7 +85,7 @@ class Loop:
             task.student.image.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.parts, settings.optimizer, rates)
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self.average = MovingAverage(self.parts, settings.ema) if settings.ema is not None else None
+        self.average = build_average(self.parts, settings, steps_per_epoch=feed.steps_per_epoch)
         self.step = 0
         self.seconds = 0.0
         self.best: float | None = None
@@ -229,7 +229,7 @@ def set_mode(parts: nn.Module, *, freeze_norms: bool) -> None:
 
 
 @contextmanager
-def averaged(parts: nn.Module, average: MovingAverage | None) -> Iterator[None]:
+def averaged(parts: nn.Module, average: Average | None) -> Iterator[None]:
     """The averaged weights in place of the present ones, for a while."""
     if average is None:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -63,11 +64,12 @@ def build_optimizer(
 def rate_factor(step: int, total: int, settings: TrainSettings) -> float:
     """The factor on every learning rate at ``step`` of ``total``.
 
-    Linear from 0 over the warm-up share, then ``min + (1 - min) · ½(1 + cos πt)``, or constant.
+    Linear from 0 over the warm-up share, or a constant there (CoOp's harness); then
+    ``min + (1 - min) · ½(1 + cos πt)``, or constant.
     """
     warm = max(1, round(total * settings.warmup)) if settings.warmup > 0 else 0
     if step < warm:
-        return (step + 1) / warm
+        return (step + 1) / warm if settings.warmup_factor is None else settings.warmup_factor
     if settings.schedule == "constant":
         return 1.0
     progress = (step - warm) / max(1, total - warm)
@@ -96,6 +98,55 @@ class MovingAverage:
         self.count = count
         for name, value in state.items():
             self.state[name].copy_(value)
+
+
+class GaussianMean:
+    """Σ_e w_e · weights_e / Σ_e w_e over the ends of epochs e = 1, 2, …, with w_e = exp(−(e − mean)² / 2 sd²).
+
+    ``update`` is called after each step; the mean so far is in ``state``, so that it can be measured at any time.
+    Paper: Khattak et al. (PromptSRC), ICCV 2023, eq. 7. Deviation: none.
+    """
+
+    def __init__(self, module: nn.Module, *, mean: float, sd: float, steps_per_epoch: int) -> None:
+        self.mean, self.sd, self.steps_per_epoch = mean, sd, steps_per_epoch
+        self.count = 0
+        self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    def share(self, epoch: int) -> float:
+        """What the weights of ``epoch`` are of the mean up to it. Through logarithms: far epochs weigh 1e-40."""
+        logs = [-((e - self.mean) ** 2) / (2 * self.sd**2) for e in range(1, epoch + 1)]
+        return 1.0 / sum(math.exp(min(700.0, each - logs[-1])) for each in logs)
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        self.count += 1
+        epoch, within = divmod(self.count, self.steps_per_epoch)
+        if within and epoch:
+            return
+        for name, value in module.state_dict().items():
+            # Before the first epoch's end there is nothing to average.
+            if epoch and value.is_floating_point():
+                self.state[name].lerp_(value, self.share(epoch))
+            else:
+                self.state[name].copy_(value)
+
+    def load(self, state: Mapping[str, Tensor], count: int) -> None:
+        self.count = count
+        for name, value in state.items():
+            self.state[name].copy_(value)
+
+
+Average: TypeAlias = MovingAverage | GaussianMean
+
+
+def build_average(module: nn.Module, settings: TrainSettings, *, steps_per_epoch: int) -> Average | None:
+    """The average that the settings ask for."""
+    if settings.ema is not None:
+        return MovingAverage(module, settings.ema)
+    if settings.gaussian is None:
+        return None
+    how = settings.gaussian
+    return GaussianMean(module, mean=how.mean, sd=how.sd, steps_per_epoch=steps_per_epoch)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> float:

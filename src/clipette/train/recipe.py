@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from clipette.config import StrictModel
+from clipette.data.dataset import Classes
 from clipette.data.views import ViewPolicy
 from clipette.models.spec import ModelSpec
 from clipette.tasks.balance import Balance
@@ -97,14 +98,29 @@ class MaskSettings(StrictModel):
     lr: float = Field(default=0.02, gt=0)
 
 
+class AdaptFirst(StrictModel):
+    """What the teacher learns before it is poured: PromptKD's first stage (Li et al., CVPR 2024, section 3.2).
+
+    ``recipe``: of ``clipette adapt``; ``set``: its keys, as on the command line. ``data``: other images than the
+    student's. ``classes`` and ``shots``: which of them; the student then sees all images, without their labels.
+    """
+
+    recipe: str = "promptsrc"
+    data: str | None = None
+    classes: Classes = "all"
+    shots: int | None = Field(default=None, ge=1)
+    set: tuple[str, ...] = ()
+
+
 class Recipe(StrictModel):
     """A whole experiment.
 
     ``loss``: terms of ``tasks/terms.py`` with weights; ``balance``: a rule that multiplies them (``gradient``: equal
     pull at the student's vectors; ``uncertainty``: learned). ``also``: further teachers by name, each read by terms
     such as ``image_cosine@name``, or by the ensembles. ``init``: a run directory whose weights the student starts from.
-    ``inherit``: take a larger teacher's weights, cut to the student's size. ``masks``: learn which heads and hidden
-    units to keep, and end with these alone. ``captions_per_image``: how many captions of an image are in one batch.
+    ``adapt``: make the teacher better in the domain first. ``inherit``: take a larger teacher's weights, cut to the
+    student's size. ``masks``: learn which heads and hidden units to keep, and end with these alone.
+    ``captions_per_image``: how many captions of an image are in one batch.
     ``trunk_views``: views kept of each image where its trunk is frozen.
     ``freeze_scale``: keep ``logit_scale`` (and bias) as it starts. ``figure``: the dev value that is watched
     (``mean_recall`` with captions, ``top1`` with classes).
@@ -123,6 +139,7 @@ class Recipe(StrictModel):
     views: ViewSettings = ViewSettings()
     classes: ClassSettings = ClassSettings()
     init: str | None = None
+    adapt: AdaptFirst | None = None
     inherit: InheritSettings | None = None
     masks: MaskSettings | None = None
     sampling: SamplingSettings = SamplingSettings()

@@ -23,13 +23,22 @@ class OptimizerSettings(StrictModel):
     momentum: float = 0.9
 
 
+class GaussianAverage(StrictModel):
+    """The final weights are a mean over those at the end of each epoch e = 1, 2, …, weighted by N(e; mean, sd²)."""
+
+    mean: float
+    sd: float = Field(gt=0)
+
+
 class TrainSettings(StrictModel):
     """The loop's settings.
 
     ``epochs`` or ``steps`` (``steps`` wins); ``batch_size`` is global, over all ranks; ``micro_batches`` cuts it into
     pieces that fit memory, without shrinking the negatives. ``sizes``: image size by epoch for progressive resolution,
     ``{0: 128, 6: 224}``; the model's own size at the end. ``evaluate_every`` and ``save_every`` in steps; 0 means
-    once an epoch for both. ``keep: best`` ends with the weights of the best dev figure, ``last`` with the last.
+    once an epoch for both. ``warmup_factor``: a constant factor on the rates during the warm-up, in place of the ramp
+    from 0. ``ema`` or ``gaussian``: the run ends with an average of its weights. ``keep: best`` ends with the weights
+    of the best dev figure, ``last`` with the last.
     """
 
     epochs: float = Field(default=10, gt=0)
@@ -39,10 +48,12 @@ class TrainSettings(StrictModel):
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: float = Field(default=0.05, ge=0, le=1)
+    warmup_factor: float | None = Field(default=None, ge=0, le=1)
     min_lr: float = Field(default=0.0, ge=0, le=1)
     clip_norm: float | None = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     ema: float | None = Field(default=None, gt=0, lt=1)
+    gaussian: GaussianAverage | None = None
     freeze_norms: bool = False
     channels_last: bool = True
     sizes: dict[int, int] = Field(default_factory=dict)
@@ -59,6 +70,8 @@ class TrainSettings(StrictModel):
     def _pieces_fit(self) -> TrainSettings:
         if self.micro_batches > self.batch_size:
             raise ValueError(f"micro_batches {self.micro_batches} exceeds batch_size {self.batch_size}")
+        if self.ema is not None and self.gaussian is not None:
+            raise ValueError("ema and gaussian are two averages of the same weights: choose one")
         return self
 
     def total_steps(self, steps_per_epoch: int) -> int:

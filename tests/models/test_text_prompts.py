@@ -24,7 +24,6 @@ from tests.models.prompt_towers import (
 )
 from torch import Tensor, nn
 
-from clipette.adapt.text import PromptTokens, encode_prompts, phrase_embeddings, text_prompt_tokens
 from clipette.errors import ConfigError
 from clipette.models.anatomy import layers_of, token_width
 from clipette.models.core import Blueprint, TextTower, set_trainable
@@ -32,6 +31,7 @@ from clipette.models.inject import visual_prompts
 from clipette.models.open_clip_models import OpenClipText
 from clipette.models.rebuild import table_text_tower
 from clipette.models.text import HFTextTrunk, SmallTextTrunk
+from clipette.models.text_prompts import PromptTokens, encode_prompts, phrase_embeddings, text_prompt_tokens
 from clipette.models.tokenizers import OpenClipTokenizer
 
 NAMES = ["dog", "two cats running", "red dog"]
@@ -233,7 +233,7 @@ def test_any_type_and_nothing_left_behind(name: str) -> None:
     assert float(learned.grad.abs().max()) > 0
     outside = {key: array + 10**6 for key, array in where.arrays.items()}
     with pytest.raises(IndexError):
-        encode_prompts(tower, PromptTokens(outside, where.start, where.count, where.longest), context)
+        encode_prompts(tower, PromptTokens(outside, where.places, where.longest), context)
     assert hooks_of(tower) == 0
     assert torch.equal(plain(tower, NAMES), before)
 
@@ -257,7 +257,7 @@ def test_refused_tokens() -> None:
         with pytest.raises(ConfigError, match=f"{count} context tokens leave no room .* reads 20 tokens"):
             text_prompt_tokens(tower, ["dog"], count)
     fitting = text_prompt_tokens(tower, ["dog"], 16)
-    assert (fitting.start, fitting.count, fitting.longest) == (1, 16, 20)
+    assert (fitting.places.tolist(), fitting.count, fitting.longest) == ([list(range(1, 17))], 16, 20)
     with pytest.raises(ConfigError, match="class 'two cats' does not fit beside 16 context tokens"):
         text_prompt_tokens(tower, ["dog", "two cats"], 16)
     with pytest.raises(ConfigError, match=r"class 'dog dog .*' does not fit beside 1 context tokens"):

@@ -1,0 +1,171 @@
+"""What an adaptation sees: the shots, their labels, and the base's own vectors of images, computed once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipette.adapt.features import ClassTexts, Shots
+from clipette.adapt.learner import Frozen
+from clipette.adapt.learners import LEARNERS
+from clipette.adapt.settings import LOOP, TPT, ZeroShot
+from clipette.adapt.upl import pseudo_labels, teacher_probabilities
+from clipette.data.dataset import Dataset
+from clipette.data.loading import FailureLimit, iter_images
+from clipette.errors import ConfigError, DataError, StoreError
+from clipette.losses.numerics import unit
+from clipette.models.inference import TorchEncoder
+from clipette.store import Store, open_store
+from clipette.tasks.pour import PourPlan, pour
+from clipette.train.adapt_recipe import AdaptRecipe, LabelSettings
+from clipette.train.frozen import cache_folder, image_trunk_features
+from clipette.types import Failure
+
+log = logging.getLogger(__name__)
+
+
+def chosen_data(data: Dataset, recipe: AdaptRecipe) -> Dataset:
+    """The recipe's classes and shots of ``data``.
+
+    Raises:
+        DataError: no class names; images without a class where labels are given.
+    """
+    if not data.class_names:
+        raise DataError(
+            f"{data.reference}: to adapt, classes must have names: give the data classes, or name them with ?names=FILE"
+        )
+    data = data.filter(classes=recipe.classes)
+    if recipe.labels.source == "pseudo":
+        return data
+    known = tuple(sample for sample in data.samples if sample.label is not None)
+    if not known:
+        raise DataError(
+            f"{data.reference}: no image has a class: use the recipe upl, or "
+            "labels: {{source: pseudo}}, for unlabelled images"
+        )
+    data = replace(data, samples=known)
+    return data if recipe.shots is None else data.few_shot(recipe.shots, recipe.seed)
+
+
+def base_vectors(base: TorchEncoder, data: Dataset, *, max_failures: float = 0.1) -> tuple[Dataset, Tensor]:
+    """The images that can be read, and the base's unit vectors [n, D] of them, kept on disk for the next run."""
+    tower = base.model.image_tower()
+    kept, failures = [], []
+    for at, image in iter_images(data.samples, settings=base.settings, want=tower.preprocess.size):
+        if isinstance(image, Failure):
+            failures.append(image)
+        else:
+            kept.append(data.samples[at])
+    FailureLimit(max_failures).check(failures, len(data), what=f"images of {data.reference}")
+    readable = replace(data, samples=tuple(kept), failures=(*data.failures, *failures))
+    trunk = image_trunk_features(
+        tower, kept, policy=None, views=1, seed=0, folder=cache_folder(), device=base.device, settings=base.settings
+    )
+    with torch.no_grad():
+        return readable, unit(tower.eval().head(trunk[:, 0].to(base.device)))
+
+
+def reads_store(recipe: AdaptRecipe) -> bool:
+    """Whether the method reads the base's stored vectors of the training images."""
+    method = recipe.method
+    if isinstance(method, LOOP):
+        return LEARNERS[method.kind].reads == "vectors" or LEARNERS[method.kind].compares
+    return not isinstance(method, TPT | ZeroShot)
+
+
+def poured(
+    base: TorchEncoder, data: Dataset, recipe: AdaptRecipe, folder: Path, *, progress: bool
+) -> tuple[Store, Dataset]:
+    """The base's vectors of the recipe's views of ``data`` in a store, and the samples that could be read."""
+    plan = _plan(recipe)
+    store = open_store(pour(base, data, folder, plan, seed=recipe.seed, progress=progress).path)
+    return store, _readable(data, store)
+
+
+def _plan(recipe: AdaptRecipe) -> PourPlan:
+    policy = recipe.views.policy()
+    law = {} if policy is None else {"policy": policy}
+    return PourPlan(images=policy is None, views=recipe.views.count, captions=False, max_failures=0.1, **law)
+
+
+def given_store(base: TorchEncoder, path: Path, data: Dataset) -> tuple[Store, Dataset]:
+    """A store that is there already. Raises ``ConfigError`` where another model poured it."""
+    store = open_store(path)
+    if store.identity["encoder"]["space"] != base.space:
+        raise ConfigError(f"store {path} was poured by another model than {base.name}: pour again, or leave it out")
+    return store, _readable(data, store)
+
+
+def _readable(data: Dataset, store: Store) -> Dataset:
+    bad = {failure.key for failure in store.failures}
+    lost = tuple(Failure(f.key, f.location, f.reason) for f in store.failures)
+    return data if not bad else replace(
+        data, samples=tuple(s for s in data.samples if s.key not in bad), failures=(*data.failures, *lost)
+    )  # fmt: skip
+
+
+def stored_shots(store: Store, data: Dataset, device: torch.device) -> Shots:
+    """Labelled vectors [V, n, D] of every stored view, or [n, D] of whole images."""
+    keys = [sample.key for sample in data.samples]
+    if store.views is not None:
+        vectors = store.views.vectors(store.views.view_rows(keys).T)
+    elif store.images is not None:
+        vectors = store.images.vectors(store.images.rows(keys))
+    else:
+        raise StoreError(f"{store.path} holds no images: pour them first")
+    return Shots(unit(torch.from_numpy(np.ascontiguousarray(vectors)).to(device)), labels_of(data).to(device))
+
+
+def labels_of(data: Dataset) -> Tensor:
+    """[n] class numbers. Raises ``DataError`` for an image without a class."""
+    bare = next((sample for sample in data.samples if sample.label is None), None)
+    if bare is not None:
+        raise DataError(f"{data.reference}: image '{bare.key}' has no class: leave it out")
+    return torch.tensor([int(sample.label or 0) for sample in data.samples], dtype=torch.int64)
+
+
+def pseudo_labelled(
+    base: TorchEncoder, frozen: Frozen, data: Dataset, settings: LabelSettings, templates: str
+) -> Dataset:
+    """The images that the zero-shot classifier is most confident of, with its labels in place of any they have.
+
+    Paper: Huang et al. (UPL), 2022, section 3.2. Raises ``DataError`` where none is confident enough.
+    """
+    data, vectors = base_vectors(base, data)
+    texts = ClassTexts(
+        frozen.class_vectors(data.class_names, templates), float(base.model.scale), float(base.model.bias)
+    )
+    found = pseudo_labels(teacher_probabilities([(texts, vectors)]), settings.per_class, at_least=settings.at_least)
+    if not len(found.rows):
+        raise DataError(f"{data.reference}: no image is as confident as labels.at_least {settings.at_least}: lower it")
+    if found.missing:
+        names = ", ".join(data.class_names[label] for label in found.missing[:5])
+        log.warning(
+            "pseudo-labels: %d classes have no image (%s): they are known by their texts", len(found.missing), names
+        )
+    samples = tuple(
+        replace(data.samples[row], label=label, class_name=data.class_names[label])
+        for row, label in zip(found.rows.tolist(), found.labels.tolist(), strict=True)
+    )
+    return replace(data, samples=samples)
+
+
+def named_alike(data: Dataset, classes: Sequence[str]) -> Dataset:
+    """``data``'s images of these classes, numbered as they are. Raises ``DataError`` where there is none."""
+    places = {name: place for place, name in enumerate(classes)}
+    samples = tuple(
+        replace(sample, label=places[sample.class_name])
+        for sample in data.samples
+        if sample.class_name is not None and sample.class_name in places
+    )
+    if not samples:
+        raise DataError(
+            f"{data.reference}: no image is of the classes that are learned ({', '.join(classes[:3])}, ...)"
+        )
+    return replace(data, samples=samples, class_names=tuple(classes))

@@ -1,0 +1,52 @@
+"""A finished adaptation on test data: what it scores, what it may be compared with, what it cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clipette.adapt.adapter import Adapter, load_adapter
+from clipette.adapt.forms import apply_adapter, wording_of
+from clipette.adapt.learner import Frozen
+from clipette.data.dataset import Dataset
+from clipette.errors import DataError
+from clipette.evaluate.protocol import read_trained_on
+from clipette.models.inference import TorchEncoder
+from clipette.tasks.adapt import freeze
+from clipette.train.dev import DevMeter
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Top-1 by test, ``transductive`` or ``inductive`` by test, and ``parameters``, ``bytes``, ``seconds``."""
+
+    figures: Mapping[str, float]
+    protocol: Mapping[str, str]
+    cost: Mapping[str, int | float]
+
+
+def top1(frozen: Frozen, adapter: Adapter, data: Dataset, *, device: str) -> float:
+    """Share of ``data``'s labelled images that the adapted base puts in their class, among the data's own classes.
+
+    What the frozen part of it says of an image is kept on disk: for methods that leave the image side alone a test set
+    is encoded once, whatever the method, shots and seed.
+    """
+    samples = tuple(replace(sample, captions=()) for sample in data.samples if sample.label is not None)
+    if not samples:
+        raise DataError(f"{data.reference}: no image has a class: nothing to measure")
+    labelled = replace(data, samples=samples)
+    model = apply_adapter(frozen, adapter, data.class_names)
+    return DevMeter(model, labelled, templates=wording_of(adapter), device=device).measure()["top1"]
+
+
+def measure_run(base: TorchEncoder, folder: Path, tests: Mapping[str, Dataset]) -> Measured:
+    """The run in ``folder``, over its ``base``, on each of the ``tests``."""
+    frozen, adapter, seen = freeze(base), load_adapter(folder).adapter, read_trained_on(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    return Measured(
+        {name: top1(frozen, adapter, test, device=str(base.device)) for name, test in tests.items()},
+        {name: "" if seen is None else seen.protocol(test, test.class_names) for name, test in tests.items()},
+        {name: summary[name] for name in ("parameters", "bytes", "seconds")},
+    )
