@@ -1,10 +1,12 @@
 """The index: vectors of images and texts found by nearness, filtered by metadata. No PyTorch."""
 
-from clipette.index.collection import Collection, open_index
+from clipette.index.build import add_all, build_index
+from clipette.index.collection import AddReport, Collection, create, open_index
 from clipette.index.filters import Filter, parse_filter
 from clipette.index.store import Found, Kind, Row, Value, VectorRows, VectorStore
 
 __all__ = [
+    "AddReport",
     "Collection",
     "Filter",
     "Found",
@@ -13,6 +15,9 @@ __all__ = [
     "Value",
     "VectorRows",
     "VectorStore",
+    "add_all",
+    "build_index",
+    "create",
     "open_index",
     "parse_filter",
 ]

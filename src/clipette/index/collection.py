@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,26 +15,28 @@ from typing import Any
 import numpy as np
 
 from clipette.errors import BadImageError, DataError, StoreError
+from clipette.index.approximate import approximate_search, exact_is_fast
+from clipette.index.derived import open_derived
 from clipette.index.drafting import Drafted, Texts, draft_samples, merged_columns
 from clipette.index.exact import exact_search
 from clipette.index.filters import Filter, parse_filter
-from clipette.index.layout import (
-    MANIFEST,
-    Manifest,
-    appended,
-    blob_path,
-    read_manifest,
-    version_of,
-    write_manifest,
-)
-from clipette.index.lock import drop_lock, take_lock
+from clipette.index.layout import Manifest, appended, blob_path, read_manifest, write_manifest
+from clipette.index.lock import LOCK, drop_lock, take_lock
 from clipette.index.places import BLOB, NOWHERE, read_place
+from clipette.index.recall import measure_recall, raise_until
 from clipette.index.shards import Draft, check_draft, rows_table, write_entry
-from clipette.index.snapshot import Snapshot, load_snapshot
-from clipette.index.store import Found, Kind, Row
+from clipette.index.snapshot import Snapshot
+from clipette.index.state import State
+from clipette.index.store import Found, Kind, Row, VectorStore
+from clipette.index.tidying import Tidier
+from clipette.index.upkeep import damage, derived_damage, describe, sweep
 from clipette.io import digest, write_atomic
 from clipette.store.layout import FileRecord, storage_errors
 from clipette.types import Encoder, Failure, Floats, Sample
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 30.0  # after a vector store could not be opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +54,17 @@ class AddReport:
 class Collection:
     """A folder ``my.index``, opened by ``open_index`` or made by ``build_index``. Safe to use from several threads.
 
-    A reader sees one state until ``refresh``; the process that writes sees its own writes at once.
+    A reader sees one state until ``refresh``; the process that writes sees its own writes at once. Close it, or use it
+    as a context manager.
     """
 
-    def __init__(self, path: Path, snapshot: Snapshot, lock: int | None) -> None:
+    def __init__(self, path: Path, lock: int | None, *, background: bool = False) -> None:
         self.path = path
-        self._snapshot = snapshot
-        self._version = (0, 0)
-        self._lock = lock
-        self._writing = threading.RLock()
+        self._state = State(path, lock)
+        self._tidier = Tidier(self._state, background=background)
+        self._store: tuple[Mapping[str, Any], VectorStore] | None = None
+        self._retry = 0.0
+        self._opening = threading.Lock()
 
     def __enter__(self) -> Collection:
         return self
@@ -69,11 +75,17 @@ class Collection:
         self.close()
 
     def close(self) -> None:
-        """Let the next writer in."""
-        with self._writing:
-            if self._lock is not None:
-                drop_lock(self._lock)
-                self._lock = None
+        """Finish what is being tidied and let the next writer in."""
+        self._tidier.wait()
+        self._state.close()
+        with self._opening:
+            if self._store is not None:
+                self._store[1].close()
+                self._store = None
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        return self._state.snapshot
 
     # ------------------------------------------------------------ what it is
 
@@ -117,14 +129,14 @@ class Collection:
     def keys(self, kind: Kind | None = None, where: Filter | str | None = None) -> list[str]:
         """Keys in the order they were written; of one kind, of those that match ``where``."""
         snapshot = self._snapshot
-        mask = snapshot.mask(self._filter(where), kind)
+        mask, _ = snapshot.mask(self._filter(where), kind)
         rows = range(int(snapshot.starts[-1])) if mask is None else np.flatnonzero(mask).tolist()
         return [snapshot.key(row) for row in rows]
 
     def sample_keys(self, count: int, *, kind: Kind | None = None, seed: int = 0) -> list[str]:
         """At most ``count`` keys drawn at random without repetition; the same for equal ``seed`` and content."""
         snapshot = self._snapshot
-        mask = snapshot.mask(None, kind)
+        mask, _ = snapshot.mask(None, kind)
         rows = np.arange(int(snapshot.starts[-1])) if mask is None else np.flatnonzero(mask)
         if len(rows) > count:
             rows = np.sort(np.random.default_rng(seed).choice(rows, count, replace=False))
@@ -182,28 +194,59 @@ class Collection:
         asked = _checked_queries(queries, snapshot.manifest.dim)
         if k < 1:
             raise DataError(f"k is {k}: ask for at least 1 result")
-        mask = snapshot.mask(self._filter(where), kind)
+        filtered = self._filter(where)
+        store = None if exact else self._opened_store(snapshot)
+        if store is not None and (exact is False or not exact_is_fast(snapshot, store, filtered, kind)):
+            found = self._proposed(snapshot, store, asked, k, filtered, kind)
+            if found is not None:
+                return found
+        mask, _ = snapshot.mask(filtered, kind)
         return exact_search([shard.vectors for shard in snapshot.shards], asked, k, mask, snapshot.key)
+
+    def _proposed(
+        self, snapshot: Snapshot, store: VectorStore, asked: Floats, k: int, where: Filter | None, kind: Kind | None
+    ) -> Found | None:
+        if where is not None and not store.can_filter(where):
+            return None
+        derived = snapshot.manifest.derived
+        effort = None if derived is None else derived.effort
+        try:
+            return approximate_search(snapshot, store, asked, k, where=where, kind=kind, effort=effort)
+        except (StoreError, OSError, RuntimeError, ValueError) as error:
+            # LanceDB raises all of these. A writer may have replaced the store since; the rows are still here.
+            log.warning("%s: the vector store failed (%s); searched exactly", self.path, error)
+            return None
+
+    def searches_exactly(self, where: Filter | None = None, kind: Kind | None = None) -> bool:
+        """Whether such a search compares with every matching row, so that it misses nothing."""
+        snapshot = self._snapshot
+        return exact_is_fast(snapshot, self._opened_store(snapshot), where, kind)
+
+    def _opened_store(self, snapshot: Snapshot) -> VectorStore | None:
+        derived = snapshot.manifest.derived
+        if derived is None:
+            return None
+        with self._opening:
+            if self._store is not None and self._store[0] == derived.place:
+                return self._store[1]
+            if time.monotonic() < self._retry:
+                return None
+            try:
+                store = open_derived(self.path, snapshot.manifest)
+            except (StoreError, OSError) as error:
+                log.warning("%s: searched exactly, for the vector store cannot be used: %s", self.path, error)
+                self._retry = time.monotonic() + RETRY_SECONDS
+                return None
+            # The one before may still be searched by other threads: it is closed when they let go of it.
+            self._store = (derived.place, store)
+            return store
 
     def _filter(self, where: Filter | str | None) -> Filter | None:
         return parse_filter(where, self.columns) if isinstance(where, str) else where
 
     def refresh(self) -> bool:
-        """See what was written since; whether there was anything."""
-        with self._writing:
-            version = version_of(self.path)
-            if version == self._version:
-                return False
-            self._version = version
-            before = self.manifest
-            manifest = read_manifest(self.path)
-            if manifest == before:
-                return False
-            try:
-                self._snapshot = self._snapshot.advance(manifest)
-            except FileNotFoundError:
-                self._snapshot = load_snapshot(self.path)
-            return True
+        """See what another process has written since; whether there was anything."""
+        return self._state.refresh()
 
     # ------------------------------------------------------------ writing
 
@@ -236,8 +279,8 @@ class Collection:
             DataError: a key given twice or taken by something else, or a value that does not fit its column.
         """
         self.check_space(encoder)
-        with self._writing:
-            self._require_writer()
+        with self._state.writing:
+            self._state.require_writer()
             drafted = draft_samples(
                 self._snapshot,
                 samples,
@@ -263,8 +306,8 @@ class Collection:
 
         Raises ``StoreError`` where opened for reading only, ``DataError`` on a bad key, vector or value.
         """
-        with self._writing:
-            self._require_writer()
+        with self._state.writing:
+            self._state.require_writer()
             old = self._snapshot.find([row.key for row in rows])
             stamps = ["" if row.text is None else digest(row.text.encode()) for row in rows]
             draft = Draft(list(rows), vectors, [NOWHERE] * len(rows), stamps)
@@ -274,8 +317,8 @@ class Collection:
 
     def delete(self, keys: Sequence[str]) -> int:
         """Delete rows, and captions that belong to deleted images; how many rows were there. On disk on return."""
-        with self._writing:
-            self._require_writer()
+        with self._state.writing:
+            self._state.require_writer()
             gone = dict.fromkeys(key for key in keys if key in self)
             for key in list(gone):
                 position = 0
@@ -289,12 +332,63 @@ class Collection:
 
     def set_fact(self, name: str, value: Any) -> None:
         """Keep something found out about the collection (JSON) with it; None removes it."""
-        with self._writing:
-            self._require_writer()
-            facts = {**self.manifest.facts, name: value}
-            if value is None:
-                del facts[name]
-            self._replace(replace(self.manifest, facts=facts))
+
+        def changed(manifest: Manifest) -> Manifest:
+            facts = {key: old for key, old in manifest.facts.items() if key != name}
+            return replace(manifest, facts=facts if value is None else {**facts, name: value})
+
+        self._state.change(changed)
+
+    def set_effort(self, effort: int) -> None:
+        """How many candidates approximate search keeps in sight: more finds more and takes longer."""
+
+        def changed(manifest: Manifest) -> Manifest:
+            derived = manifest.derived
+            return manifest if derived is None else replace(manifest, derived=replace(derived, effort=effort))
+
+        self._state.change(changed)
+
+    def finish(self, *, progress: bool = False) -> None:
+        """End a build: the vector store is made, and readers may open the index."""
+        self._tidier.optimize(progress=progress)
+        self._state.change(lambda manifest: replace(manifest, ready=True))
+
+    # ------------------------------------------------------------ upkeep
+
+    def optimize(self, *, progress: bool = False) -> None:
+        """Bring the vector store up to date, merge what small writes left, drop image bytes that nothing needs.
+
+        Writes do this by themselves when it is due; a search never waits for it. Raises ``StoreError`` where a server
+        does not answer, or the index was opened for reading only.
+        """
+        self._state.require_writer()
+        self._tidier.optimize(progress=progress)
+
+    def rebuild(self, *, recall: float | None = None, progress: bool = False) -> dict[str, Any]:
+        """Make the vector store anew from the rows, and measure recall again (asked: as at the build)."""
+        self._state.require_writer()
+        self._tidier.remake(progress=progress)
+        self._tidier.optimize(progress=progress)
+        asked = self.facts.get("recall", {}).get("asked", 0.98) if recall is None else recall
+        return raise_until(self, float(asked))
+
+    def verify(self, *, recall: bool = True) -> dict[str, Any]:
+        """Compare every file with its digest, the vector store with the rows, and measure recall.
+
+        Returns ``{"sound": bool, "damaged": [...], "recall": {...}}``; ``damaged`` says what to do.
+        """
+        snapshot = self._snapshot
+        damaged = damage(self.path, snapshot)
+        if not damaged:
+            damaged = derived_damage(self.path, snapshot)
+        measured = measure_recall(self) if recall and not damaged and len(self) else None
+        return {"sound": not damaged, "damaged": damaged, "rows": len(snapshot), "recall": measured}
+
+    def info(self) -> dict[str, Any]:
+        """What the collection holds, in plain values."""
+        return describe(self.path, self._snapshot)
+
+    # ------------------------------------------------------------ identity
 
     def check_space(self, encoder: Encoder) -> None:
         """Raises ``StoreError`` where ``encoder``'s vectors are not comparable with this collection's."""
@@ -306,10 +400,6 @@ class Collection:
                 "a student distilled into its space, or build another index"
             )
 
-    def _require_writer(self) -> None:
-        if self._lock is None:
-            raise StoreError(f"{self.path}: opened for reading only; open it with write=True")
-
     def _commit(self, drafted: Drafted, gone: Sequence[str]) -> None:
         """Files first, each synced; then the manifest. What is in the manifest is written, and nothing else is."""
         vectors = check_draft(drafted.rows, self.dim)
@@ -317,7 +407,7 @@ class Collection:
             return
         manifest = self.manifest
         columns = merged_columns(manifest.columns, drafted.rows.rows)
-        number, generation, blobs = manifest.next, manifest.generation + 1, dict(manifest.blobs)
+        number, generation, blobs = self._state.number(), manifest.generation + 1, dict(manifest.blobs)
         draft = _with_blob(drafted.rows, number)
         with storage_errors(self.path):
             if drafted.blob:
@@ -325,22 +415,13 @@ class Collection:
                 blobs[str(number)] = FileRecord(len(drafted.blob), digest(drafted.blob))
             table = rows_table(draft, columns)
             entry = write_entry(self.path, number, generation, table, vectors, gone)
-        self._replace(
-            appended(
-                manifest,
-                [entry],
-                generation=generation,
-                next=number + 1,
-                blobs=blobs,
-                roots=drafted.roots,
-                columns=columns,
+        changes = {"blobs": blobs, "roots": drafted.roots, "columns": columns}
+        self._state.change(
+            lambda newest: appended(
+                newest, [entry], generation=generation, next=max(newest.next, number + 1), **changes
             )
         )
-
-    def _replace(self, manifest: Manifest) -> None:
-        write_manifest(self.path, manifest)
-        self._snapshot = self._snapshot.advance(manifest)
-        self._version = version_of(self.path)
+        self._tidier.after_write()
 
 
 def _with_blob(draft: Draft, number: int) -> Draft:
@@ -361,34 +442,64 @@ def _checked_queries(queries: Floats, dim: int) -> Floats:
 
 
 def create(
-    path: str | Path, *, space: str, dim: int, model: Mapping[str, Any] | None = None, store: str = "lance"
+    path: str | Path,
+    *,
+    space: str,
+    dim: int,
+    model: Mapping[str, Any] | None = None,
+    store: str = "lance",
+    exact_rows: int = 50_000,
+    ready: bool = True,
+    facts: Mapping[str, Any] | None = None,
 ) -> Collection:
-    """A new, empty collection, opened for writing. Raises ``StoreError`` where the folder holds anything."""
+    """A new, empty collection, opened for writing. Raises ``StoreError`` where the folder holds anything.
+
+    ``exact_rows``: up to so many rows every search is exact. ``ready``: whether readers may open it already.
+    """
     root = Path(path)
     with storage_errors(root):
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        if root.exists() and (not root.is_dir() or any(entry.name != LOCK for entry in root.iterdir())):
             raise StoreError(f"{root}: not empty; name a new folder, or add to the index that is there")
         root.mkdir(parents=True, exist_ok=True)
     lock = take_lock(root)
-    manifest = Manifest(id=secrets.token_hex(8), space=space, dim=dim, model=dict(model or {}), store=store, ready=True)
+    manifest = Manifest(
+        id=secrets.token_hex(8),
+        space=space,
+        dim=dim,
+        model=dict(model or {}),
+        store=store,
+        exact_rows=exact_rows,
+        ready=ready,
+        facts=dict(facts or {}),
+    )
     write_manifest(root, manifest)
-    return Collection(root, load_snapshot(root), lock)
+    return Collection(root, lock)
 
 
-def open_index(path: str | Path, *, write: bool = False) -> Collection:
+def open_index(
+    path: str | Path, *, write: bool = False, background: bool = False, unfinished: bool = False
+) -> Collection:
     """Open an index for reading, or as its one writer.
 
-    Raises ``StoreError``: no index there, damaged, unfinished, or another process is writing.
+    Args:
+        path: its folder.
+        write: take the lock; what killed writers left behind is swept.
+        background: tidy in a thread, so that no write waits for it (for servers).
+        unfinished: open a build that has not finished, too.
+
+    Raises:
+        StoreError: no index there, damaged, unfinished, or another process is writing.
     """
     root = Path(path)
-    if not (root / MANIFEST).exists():
-        read_manifest(root)
-    lock = take_lock(root) if write else None
+    manifest = read_manifest(root)
+    if not manifest.ready and not unfinished:
+        raise StoreError(f"{root}: its build has not finished; run the same command again to go on")
+    if not write:
+        return Collection(root, None)
+    lock = take_lock(root)
     try:
-        collection = Collection(root, load_snapshot(root), lock)
+        sweep(root, read_manifest(root))
+        return Collection(root, lock, background=background)
     except BaseException:
-        if lock is not None:
-            drop_lock(lock)
+        drop_lock(lock)
         raise
-    collection.refresh()
-    return collection

@@ -19,7 +19,7 @@ GATHER = 0.25
 STEP = np.float32(1.0) / GRID
 
 
-class _Best:
+class Best:
     """The k best rows of one query so far."""
 
     def __init__(self, k: int) -> None:
@@ -46,20 +46,27 @@ def exact_search(
     Cosines are snapped to the grid of ``metrics.similarity``, so that equal vectors tie exactly, here as in evaluation.
     ``blocks``: the vectors [n_i, D] of the shards, rows numbered over all of them; ``allowed`` [N]: which count.
     """
-    best = [_Best(k) for _ in range(len(queries))]
+    return ranked(nearest_rows(blocks, queries, k, allowed), k, key_of)
+
+
+def nearest_rows(
+    blocks: Sequence[Floats], queries: Floats, k: int, allowed: Bools | None, first: int = 0
+) -> list[Best]:
+    """Of each query the candidates for its ``k`` best rows; rows are numbered from ``first``."""
+    best = [Best(k) for _ in range(len(queries))]
     start = 0
     step = max(1, min(BLOCK_ROWS, BLOCK_SCORES // max(1, len(queries))))
     for vectors in blocks:
         for begin in range(0, len(vectors), step):
             block = vectors[begin : begin + step]
-            first = start + begin
-            wanted = None if allowed is None else allowed[first : first + len(block)]
-            _compare(block, first, wanted, queries, best)
+            place = start + begin
+            wanted = None if allowed is None else allowed[place : place + len(block)]
+            _compare(block, first + place, wanted, queries, best)
         start += len(vectors)
-    return ranked(best, k, key_of)
+    return best
 
 
-def _compare(block: Floats, first: int, wanted: Bools | None, queries: Floats, best: list[_Best]) -> None:
+def _compare(block: Floats, first: int, wanted: Bools | None, queries: Floats, best: list[Best]) -> None:
     rows: Ints | None = None
     if wanted is not None:
         share = float(wanted.mean()) if len(wanted) else 0.0
@@ -88,7 +95,7 @@ def _compare(block: Floats, first: int, wanted: Bools | None, queries: Floats, b
         best[position].add(taken[there], (columns if rows is None else rows[columns]) + first)
 
 
-def ranked(best: Sequence[_Best], k: int, key_of: Callable[[int], str]) -> Found:
+def ranked(best: Sequence[Best], k: int, key_of: Callable[[int], str]) -> Found:
     """Candidates snapped, ordered by score and key, cut to k."""
     keys: list[list[str]] = []
     scores: list[Floats] = []

@@ -57,13 +57,14 @@ class Entry:
 class Derived:
     """The vector store beside the rows. ``synced``: it holds every write up to this generation.
 
-    ``place``: what opens that state (LanceDB's folder and version, Milvus' collection); ``effort``: of its searches.
+    ``place``: what opens that state (LanceDB's folder and version, Milvus' collection); ``effort``: of its searches;
+    ``columns``: metadata columns that it can filter by, with their types when it was made.
     """
 
     place: Mapping[str, Any]
     synced: int
     effort: int | None = None
-    columns: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest holds it."""
@@ -71,22 +72,22 @@ class Derived:
             "place": dict(self.place),
             "synced": self.synced,
             "effort": self.effort,
-            "columns": list(self.columns),
+            "columns": dict(self.columns),
         }
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Derived:
         """The inverse of ``to_json``."""
-        return Derived(value["place"], int(value["synced"]), value["effort"], tuple(value["columns"]))
+        return Derived(value["place"], int(value["synced"]), value["effort"], value["columns"])
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """``index.json``.
 
-    ``generation`` grows with every write of content; ``next``: the number of the next file; ``roots``: folders that
-    images are read from, and from nowhere else; ``columns``: name → bool, int, float or text; ``facts``: measured
-    recall, calibration, and what else was found out about the collection.
+    ``generation`` grows with every write of content; ``next``: the number of the next file; ``exact_rows``: up to so
+    many rows every search is exact; ``roots``: folders that images are read from, and from nowhere else; ``columns``:
+    name → bool, int, float or text; ``facts``: measured recall, calibration, and what else was found out.
     """
 
     id: str
@@ -94,6 +95,7 @@ class Manifest:
     dim: int
     model: Mapping[str, Any]
     store: str = "lance"
+    exact_rows: int = 50_000
     ready: bool = False
     generation: int = 0
     next: int = 0
@@ -114,6 +116,7 @@ class Manifest:
             "dim": self.dim,
             "model": dict(self.model),
             "store": self.store,
+            "exact_rows": self.exact_rows,
             "ready": self.ready,
             "generation": self.generation,
             "next": self.next,
@@ -143,6 +146,7 @@ class Manifest:
                 dim=int(value["dim"]),
                 model=value["model"],
                 store=str(value["store"]),
+                exact_rows=int(value["exact_rows"]),
                 ready=bool(value["ready"]),
                 generation=int(value["generation"]),
                 next=int(value["next"]),

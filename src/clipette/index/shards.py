@@ -24,7 +24,7 @@ from clipette.index.store import KINDS, Row, Value
 from clipette.io import digest, write_atomic
 from clipette.store.layout import FileRecord
 from clipette.store.rows import hash_keys
-from clipette.types import Floats
+from clipette.types import Floats, Ints
 
 META = "meta."
 TYPES: dict[str, pa.DataType] = {
@@ -140,6 +140,15 @@ def typed(value: Value, kind: str, key: str, name: str) -> Value:
     raise DataError(f"{key!r}: the column {name!r} holds {kind}, {value!r} is not; correct the value")
 
 
+def merged_table(parts: Sequence[tuple[Shard, Ints]]) -> pa.Table:
+    """The given rows of several shards as one table; a column that only some have is null in the others."""
+    pieces = [shard.table().take(pa.array(rows)) for shard, rows in parts if len(rows)]
+    if not pieces:
+        return pa.table({name: pa.array([], kind) for name, kind in _FIELDS})
+    # A column that grew from whole numbers to float is the wider of the two.
+    return pa.concat_tables(pieces, promote_options="permissive")
+
+
 def write_entry(
     root: Path, number: int, seq: int, table: pa.Table | None, vectors: Floats | None, gone: Sequence[str]
 ) -> Entry:
@@ -188,6 +197,11 @@ class Shard:
 
     def __len__(self) -> int:
         return self.entry.rows
+
+    def table(self) -> Any:
+        """All columns of all rows."""
+        with self._lock:
+            return self._file.read(use_threads=False)
 
     def column(self, name: str) -> Any:
         """One column as an Arrow array; None where no row of this shard has it."""

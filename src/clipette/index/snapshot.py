@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from clipette.index.filters import BUCKET, BUILT_IN, Bools, Filter
 from clipette.index.layout import Manifest, read_manifest
 from clipette.index.places import Place
 from clipette.index.shards import Shard
-from clipette.index.store import KINDS, Kind, Row
+from clipette.index.store import KINDS, Kind, Row, Value
 from clipette.store.rows import hash_keys
 from clipette.types import Floats, Ints
 
@@ -45,25 +46,21 @@ class Snapshot:
         self.starts: Ints = np.concatenate([[0], np.cumsum([len(shard) for shard in shards])]).astype(np.int64)
         self.live = live
         self._index = index
-        self._masks: dict[object, Bools] = {}
+        self._masks: dict[object, tuple[Bools, int]] = {}
         self._lock = threading.Lock()
-        self._whole: bool | None = None
 
-    @property
-    def all_live(self) -> bool:
-        """Whether no row is superseded or deleted, so that no mask is needed."""
-        if self._whole is None:
-            self._whole = bool(self.live.all())
-        return self._whole
+    @cached_property
+    def _counts(self) -> Ints:
+        return np.bincount(self.kinds[self.live], minlength=len(KINDS)).astype(np.int64)
 
     def __len__(self) -> int:
-        return int(self.live.sum())
+        return int(self._counts.sum())
 
     def count(self, kind: Kind) -> int:
         """Live rows of one kind."""
-        return int((self.live & (self.kinds == KINDS.index(kind))).sum())
+        return int(self._counts[KINDS.index(kind)])
 
-    @property
+    @cached_property
     def kinds(self) -> npt.NDArray[np.int8]:
         """[N] the position of every physical row's kind in ``KINDS``."""
         return np.concatenate([shard.kinds for shard in self.shards] or [np.zeros(0, dtype=np.int8)])
@@ -129,10 +126,25 @@ class Snapshot:
             out[chosen] = self.shards[int(shard)].vectors[wanted[chosen] - self.starts[shard]]
         return out
 
-    def mask(self, where: Filter | None, kind: Kind | None) -> Bools | None:
-        """[N] which physical rows are live, match and are of that kind; None for all of them."""
+    def columns(self, rows: Ints, names: Sequence[str]) -> dict[str, list[Value]]:
+        """Metadata of physical rows (sorted), column by column; None where unknown."""
+        out: dict[str, list[Value]] = {name: [] for name in names}
+        bounds = np.searchsorted(rows, self.starts)
+        for number, shard in enumerate(self.shards):
+            begin, end = int(bounds[number]), int(bounds[number + 1])
+            if begin < end:
+                inside = pa.array(rows[begin:end] - self.starts[number])
+                for name in names:
+                    column = shard.filter_column(name, self.manifest.columns[name])
+                    out[name] += column.take(inside).to_pylist()
+        return out
+
+    def mask(self, where: Filter | None, kind: Kind | None) -> tuple[Bools | None, int]:
+        """[N] which physical rows are live, match and are of that kind (None: all of them), and how many do."""
+        if kind is not None and self.count(kind) == len(self):
+            kind = None
         if where is None and kind is None:
-            return None if self.all_live else self.live
+            return (None if len(self) == len(self.live) else self.live), len(self)
         asked = (where, kind)
         with self._lock:
             if asked in self._masks:
@@ -146,8 +158,8 @@ class Snapshot:
         with self._lock:
             while len(self._masks) >= MASKS:
                 self._masks.pop(next(iter(self._masks)))
-            self._masks[asked] = mask
-        return mask
+            self._masks[asked] = mask, int(mask.sum())
+            return self._masks[asked]
 
     def advance(self, manifest: Manifest) -> Snapshot:
         """The snapshot of a later manifest: what both share is not read again."""

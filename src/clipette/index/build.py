@@ -1,0 +1,146 @@
+"""An index from a data source: encoded in pieces, each on disk before the next, so that a killed build goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipette.data.dataset import Dataset
+from clipette.errors import DataError, StoreError, UnsupportedError
+from clipette.index.collection import AddReport, Collection, create, open_index
+from clipette.index.derived import check_store
+from clipette.index.drafting import Texts
+from clipette.index.layout import MANIFEST
+from clipette.index.recall import QUERIES, keep_queries, raise_until
+from clipette.progress import track
+from clipette.types import Encoder, Failure, Sample
+
+log = logging.getLogger(__name__)
+
+CHUNK = 1024
+
+
+def build_index(
+    data: Dataset,
+    encoder: Encoder,
+    out: str | Path,
+    *,
+    texts: Texts = "none",
+    store: str = "lance",
+    recall: float = 0.98,
+    model: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Collection:
+    """Encode ``data`` into a new index at ``out`` and open it for writing. Killed, it goes on when called again.
+
+    Args:
+        data: images, texts, or both.
+        encoder: whose space the index is of.
+        out: a new folder, or that of a build that did not finish.
+        texts: ``captions``: an image's captions become rows of their own.
+        store: ``lance``, or ``milvus://HOST:PORT``.
+        recall: recall@10 asked of approximate search, filters included; ``facts["recall"]`` says whether it is met.
+        model: further facts about the model, kept in the index (its digest, its licence).
+        batch_size: of the encoder.
+        progress: show bars.
+
+    Raises:
+        StoreError: the folder holds something else, or a finished index.
+        DataError: nothing of ``data`` could be read.
+    """
+    if not 0 < recall <= 1:
+        raise DataError(f"recall {recall}: expected a share above 0, up to 1")
+    check_store(store)
+    if not encoder.can_encode_images and any(sample.image is not None for sample in data.samples):
+        raise UnsupportedError(f"{encoder.name} encodes no images; build the index with a model that does")
+    known = {"name": encoder.name, "logit_scale": encoder.logit_scale, "logit_bias": encoder.logit_bias}
+    collection = _opened(Path(out), encoder, {**known, **(model or {})}, texts, store)
+    try:
+        report = add_all(collection, data.samples, encoder, texts=texts, batch_size=batch_size, progress=progress)
+        lost = [*data.failures, *report.failures]
+        if not len(collection):
+            first = f"; the first: {lost[0].location}: {lost[0].reason}" if lost else ""
+            raise DataError(f"{data.reference}: nothing of it could be indexed{first}")
+        _keep_queries(collection, data.samples, encoder)
+        collection.set_fact("failures", [_failure(each) for each in lost[:1000]])
+        collection.finish(progress=progress)
+        found = raise_until(collection, recall)
+        if not found["met"]:
+            log.warning("recall@10 of %s asked, %s measured: even the greatest effort does not reach it",
+                        recall, found["recall"])  # fmt: skip
+        return collection
+    except BaseException:
+        collection.close()
+        raise
+
+
+def _opened(out: Path, encoder: Encoder, model: Mapping[str, Any], texts: Texts, store: str) -> Collection:
+    if not (out / MANIFEST).exists():
+        return create(
+            out, space=encoder.space, dim=encoder.dim, model=model, store=store, ready=False, facts={"texts": texts}
+        )
+    collection = open_index(out, write=True, unfinished=True)
+    try:
+        if collection.manifest.ready:
+            raise StoreError(f"{out}: an index is there already; add to it with `clipette index add`, or name another")
+        collection.check_space(encoder)
+        if (collection.manifest.store, collection.facts.get("texts")) != (store, texts):
+            raise StoreError(
+                f"{out}: an unfinished build with other options is there; delete the folder, or name another"
+            )
+    except BaseException:
+        collection.close()
+        raise
+    return collection
+
+
+def add_all(
+    collection: Collection,
+    samples: Sequence[Sample],
+    encoder: Encoder,
+    *,
+    texts: Texts = "none",
+    prefix: str = "",
+    replace_files: bool = False,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> AddReport:
+    """``Collection.add`` in pieces of ``CHUNK`` samples, each acknowledged by itself; the sum of the reports.
+
+    ``prefix``: put before each key, to keep data apart that uses the same keys.
+    """
+    if prefix:
+        samples = [replace(sample, key=prefix + sample.key) for sample in samples]
+    pieces = [samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK)]
+    counts = np.zeros(4, dtype=np.int64)
+    failures: list[Failure] = []
+    bar = track(pieces, total=len(samples), description="encoding", unit="rows", enabled=progress, size=len)
+    for piece in bar:
+        report = collection.add(piece, encoder, texts=texts, replace=replace_files, batch_size=batch_size)
+        counts += (report.added, report.updated, report.unchanged, report.deleted)
+        failures += report.failures
+    added, updated, unchanged, deleted = counts.tolist()
+    return AddReport(added, updated, unchanged, deleted, tuple(failures), collection.generation)
+
+
+def _keep_queries(collection: Collection, samples: Sequence[Sample], encoder: Encoder) -> None:
+    """Captions are what people type: recall is measured with some of them, whether or not they are in the index."""
+    if not encoder.can_encode_text or not collection.count("image"):
+        return
+    captions = list(dict.fromkeys(sample.captions[0] for sample in samples if sample.image and sample.captions))
+    chosen = np.random.default_rng(0).permutation(len(captions))[:QUERIES]
+    if len(chosen):
+        try:
+            keep_queries(collection.path, encoder.encode_texts([captions[i] for i in sorted(chosen.tolist())]))
+        except UnsupportedError as error:  # a table of stored texts knows only its own
+            log.info("recall is measured without captions: %s", error)
+
+
+def _failure(failure: Failure) -> dict[str, str]:
+    return {"key": failure.key, "location": failure.location, "reason": failure.reason}
