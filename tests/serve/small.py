@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,17 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
 from clipette.data.images import decode_image
+from clipette.data.refs import FileImage
 from clipette.errors import BadImageError
 from clipette.index.collection import create
 from clipette.serve.adapters import IndexPort
 from clipette.serve.app import create_app
+from clipette.serve.encoding import QueuedEncoder
+from clipette.serve.metrics import Metrics
 from clipette.serve.ports import Outcome
+from clipette.serve.running import bind, url_of, uvicorn_config
 from clipette.serve.schemas import SearchRequest
 from clipette.serve.settings import ServeSettings
+from clipette.serve.thumbs import Thumbnails
 from clipette.types import Encoded, Failure, Floats, ImageInput, Sample
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0), "white": (255,) * 3}
@@ -73,7 +80,7 @@ class Colours:
         for text in texts:
             if "explode" in text:
                 raise RuntimeError("the model exploded")
-            found = [COLOURS[word] for word in text.lower().split() if word in COLOURS]
+            found = [COLOURS[word] for word in re.findall(r"\w+", text.lower()) if word in COLOURS]
             rows.append([*np.sum(found or [(9, 9, 9)], axis=0), 30.0])
         return unit(rows)
 
@@ -105,10 +112,12 @@ class FoundHit:
     text: str | None
     meta: Mapping[str, Any]
     duplicates: Sequence[str] = ()
+    confidence: float | None = None
+    fits: bool | None = None
 
 
 class PlainSearch:
-    """``ports.SearchPort``: the mean of what is asked, compared with every row. ``mmr`` stands for what is expensive."""
+    """``ports.SearchPort``: the mean of what is asked, compared with every row. ``mmr`` is what takes long."""
 
     def __init__(self, collection: Any, encoder: Any) -> None:
         self.collection, self.encoder = collection, encoder
@@ -159,16 +168,10 @@ def world(folder: Path, encoder: Colours | None = None, **settings: Any) -> Iter
 
 def build(folder: Path, encoder: Colours, **settings: Any) -> tuple[Any, PlainSearch, Any]:
     """(application, search, collection)."""
-    from clipette.serve.encoding import QueuedEncoder
-    from clipette.serve.metrics import Metrics
-    from clipette.serve.thumbs import Thumbnails
-
     collection = create(folder / "my.index", space=encoder.space, dim=encoder.dim, model={"name": encoder.name})
     photos = folder / "photos"
     photos.mkdir(exist_ok=True)
     samples = []
-    from clipette.data.refs import FileImage
-
     for year, name in enumerate(COLOURS, 2018):
         path = photos / f"{name}.png"
         path.write_bytes(picture(name))
@@ -184,7 +187,7 @@ def build(folder: Path, encoder: Colours, **settings: Any) -> tuple[Any, PlainSe
     app = create_app(
         config,
         encoder=encoder,
-        collection=IndexPort(collection, "my.index"),
+        collection=IndexPort(collection, "my.index", encoder),
         search=search,
         thumbnails=Thumbnails(folder / "thumbs"),
         card="# colours",
@@ -193,3 +196,43 @@ def build(folder: Path, encoder: Colours, **settings: Any) -> tuple[Any, PlainSe
         metrics=metrics,
     )
     return app, search, collection
+
+
+@dataclass
+class Live:
+    """A server on a real socket, in a thread."""
+
+    url: str
+    address: tuple[str, int]
+    server: uvicorn.Server
+    encoder: Colours
+    search: PlainSearch
+    collection: Any
+    app: Any
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+
+
+@contextmanager
+def live(folder: Path, encoder: Colours | None = None, **settings: Any) -> Iterator[Live]:
+    """``world`` on loopback, as ``clipette serve`` runs it."""
+    encoder = encoder or Colours()
+    app, search, collection = build(folder, encoder, **settings)
+    given = app.state.service.settings
+    bound = bind(given.model_copy(update={"port": 0}))
+    server = uvicorn.Server(uvicorn_config(app, given))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        until = time.monotonic() + 60
+        while not server.started:
+            assert thread.is_alive()
+            assert time.monotonic() < until, "the server did not start"
+            time.sleep(0.02)
+        yield Live(url_of(bound).rstrip("/"), bound.getsockname()[:2], server, encoder, search, collection, app)
+    finally:
+        encoder.gate.set()
+        server.should_exit = True
+        thread.join(60)
+        bound.close()

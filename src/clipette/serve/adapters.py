@@ -5,24 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipette.errors import BadImageError
+from clipette.errors import BadImageError, StoreError
 from clipette.index.collection import Collection
+from clipette.index.query import Query
+from clipette.index.search import Searcher
 from clipette.index.store import Row
+from clipette.serve.ports import Outcome
+from clipette.serve.schemas import SearchRequest
 from clipette.types import Encoder, Sample
+
+# Below this many rows re-ranking takes a few milliseconds: two stages would only make the page flicker.
+WORTH_TWO_STAGES = 5_000
 
 
 class IndexPort:
-    """``ports.CollectionPort`` over a collection. ``name``: what people call it."""
+    """``ports.CollectionPort`` over a collection. ``name``: what people call it; ``encoder``: that of the queries."""
 
-    def __init__(self, collection: Collection, name: str) -> None:
-        self._collection, self._name = collection, name
+    def __init__(self, collection: Collection, name: str, encoder: Encoder) -> None:
+        self._collection, self._name, self._encoder_name = collection, name, encoder.name
 
     @property
     def generation(self) -> int:
         return self._collection.generation
 
     def find(self, key: str) -> Row | None:
-        return self._collection.rows([key])[0] if key in self._collection else None
+        try:
+            return self._collection.rows([key])[0]
+        except StoreError:
+            return None
 
     def version(self, key: str) -> str:
         return f"{self._collection.manifest.id}:{self._collection.generation}"
@@ -41,14 +51,28 @@ class IndexPort:
 
     def info(self) -> Mapping[str, Any]:
         collection = self._collection
+        facts, manifest = collection.facts, collection.manifest
+        recall = facts.get("recall") or {}
+        derived = manifest.derived
         return {
             "name": self._name,
             "items": len(collection),
             "generation": collection.generation,
             "columns": dict(collection.columns),
-            "model": collection.manifest.model.get("name"),
-            "calibrated": "calibration" in collection.facts,
-            "details": {"images": collection.count("image"), "texts": collection.count("text")},
+            "model": manifest.model.get("name"),
+            # One space, two makers: a student at work on what its teacher has indexed.
+            "mixed_space": manifest.model.get("name") != self._encoder_name,
+            "recall": recall.get("recall"),
+            "calibrated": "calibration" in facts,
+            # No folder's name is told: not everyone who may search may know this machine.
+            "details": {
+                "images": collection.count("image"),
+                "texts": collection.count("text"),
+                "store": manifest.store,
+                "search": "exact" if derived is None else "approximate",
+                "effort": None if derived is None else derived.effort,
+                "recall": {name: recall[name] for name in ("k", "queries", "search", "asked", "met") if name in recall},
+            },
         }
 
     def refresh(self) -> None:
@@ -56,3 +80,51 @@ class IndexPort:
 
     def close(self) -> None:
         self._collection.close()
+
+
+class IndexSearch:
+    """``ports.SearchPort`` over a searcher. ``two_stages_from``: rows from which re-ranking counts as expensive."""
+
+    def __init__(self, searcher: Searcher, *, two_stages_from: int = WORTH_TWO_STAGES) -> None:
+        self._searcher, self._from = searcher, two_stages_from
+
+    def texts(self, request: SearchRequest) -> Sequence[str]:
+        query = _query(request, None)
+        return [] if query is None else self._searcher.texts_of(query)
+
+    def expensive(self, request: SearchRequest) -> bool:
+        return (request.mmr is not None or request.group) and len(self._searcher.collection) >= self._from
+
+    def search(self, request: SearchRequest, image: bytes | None, *, quick: bool = False) -> Outcome:
+        found = self._searcher.search(
+            _query(request, image),
+            request.k,
+            where=request.where,
+            kind=request.kind,
+            mmr=None if quick else request.mmr,
+            group=request.group and not quick,
+            threshold=request.threshold,
+            liked=request.liked,
+            disliked=request.disliked,
+        )
+        return Outcome(found.hits, found.below_threshold, found.threshold, found.calibrated)
+
+
+def _query(request: SearchRequest, image: bytes | None) -> Query | None:
+    """The query; None where marked results alone say what is wanted. Raises ``ConfigError``."""
+    if not (request.text or request.image or request.image_key or request.negatives):
+        return None
+    weights = request.weights
+    return Query.parse(
+        request.text,
+        # Before the picture is read, its texts are asked for: any bytes stand for it.
+        image=image if image is not None or request.image is None else b"",
+        key=request.image_key,
+        negatives=tuple(request.negatives),
+        weights={
+            "text": weights.text,
+            "image": weights.image,
+            "key": weights.image,
+            "negative": weights.negative,
+        },
+    )

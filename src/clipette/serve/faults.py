@@ -10,7 +10,7 @@ import pydantic
 from starlette.requests import Request
 from starlette.responses import Response
 
-from clipette.errors import BadImageError, ClipetteError, ConfigError, DataError, UnsupportedError
+from clipette.errors import BadImageError, ClipetteError, ConfigError, DataError, StoreError, UnsupportedError
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,10 @@ def fault_of(error: Exception) -> HttpFault:
     for kind, status, name in CLIENT_FAULTS:
         if isinstance(error, kind):
             return HttpFault(status, name, str(error))
+    if isinstance(error, StoreError):
+        # A key that was deleted while it was being used, or files that someone damaged: asked again, it is one or both.
+        log.error("the collection could not answer", exc_info=error)
+        return HttpFault(503, "collection", "the collection could not answer", headers={"Retry-After": "1"})
     log.error("request failed", exc_info=error)
     return HttpFault(500, "internal", "the server failed to answer this request; its log says why")
 

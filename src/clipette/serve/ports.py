@@ -47,20 +47,25 @@ class HitPort(Protocol):
     @property
     def duplicates(self) -> Sequence[str]: ...
 
+    @property
+    def confidence(self) -> float | None: ...
+
+    @property
+    def fits(self) -> bool | None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Hits best first; ``threshold``: the cosine below which nothing fits, where one was asked for."""
+    """Hits best first; ``threshold``: the cosine below which nothing fits, where there is one."""
 
     hits: Sequence[HitPort]
     below_threshold: bool = False
     threshold: float | None = None
     calibrated: bool = False
-    probabilities: Sequence[float | None] = ()
 
 
 class SearchPort(Protocol):
-    """Searches in a thread. ``quick``: leave out what is expensive (re-ranking, grouping, exactness)."""
+    """Searches in a thread. ``quick``: leave out what is expensive (diversity, grouping)."""
 
     def texts(self, request: SearchRequest, /) -> Sequence[str]:
         """What the query will have encoded, so that it can be encoded together with other queries' texts."""

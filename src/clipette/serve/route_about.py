@@ -5,6 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from clipette.index.clicks import Click as Logged
+from clipette.index.query import parse_text
 from clipette.serve import describing
 from clipette.serve.metrics import CONTENT_TYPE
 from clipette.serve.reading import answer, read_json
@@ -49,8 +51,8 @@ def about_router(service: Service) -> APIRouter:
         click, log = await read_json(request, Click), service.clicks
         if log is None:
             return answer(ClickResponse(logged=False))
-        record = {**click.model_dump(exclude_none=True), "generation": service.collection.generation}
-        return answer(ClickResponse(logged=await run_errand(service.readers, lambda: log.write(record))))
+        record = _record(click, service.collection.generation)
+        return answer(ClickResponse(logged=await run_errand(service.readers, lambda: log.append(record))))
 
     @router.get("/healthz", response_model=Health, tags=["about"], summary="The process answers")
     async def healthz() -> Response:
@@ -78,6 +80,15 @@ def about_router(service: Service) -> APIRouter:
         return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
     return router
+
+
+def _record(click: Click, generation: int) -> Logged:
+    """The click as the log keeps it: the query in the words of ``Query.describe``, so that it can be asked again."""
+    wanted, unwanted = parse_text(click.text or "")
+    negatives = list(dict.fromkeys((*unwanted, *click.negatives)))
+    query = {"text": wanted, "key": click.image_key, "negatives": negatives, "image": click.image}
+    kept = {name: value for name, value in query.items() if value}
+    return Logged(kept, click.key, click.rank, click.action, tuple(click.shown), generation)
 
 
 def _info(service: Service) -> InfoResponse:

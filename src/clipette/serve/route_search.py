@@ -114,20 +114,20 @@ def _since(begun: float) -> float:
 
 
 def _hits(outcome: Outcome, *, thumbnails: bool) -> list[SearchHit]:
-    chances = list(outcome.probabilities) or [None] * len(outcome.hits)
     return [
         SearchHit(
             rank=rank,
             key=hit.key,
             score=float(hit.score),
-            probability=chance,
+            confidence=hit.confidence,
+            fits=hit.fits,
             kind="image" if hit.kind == "image" else "text",
             text=hit.text,
             meta=plain_meta(hit),
             duplicates=list(hit.duplicates),
             **links(hit.key, hit.kind, thumbnails=thumbnails),
         )
-        for rank, (hit, chance) in enumerate(zip(outcome.hits, chances, strict=True), 1)
+        for rank, hit in enumerate(outcome.hits, 1)
     ]
 
 

@@ -24,11 +24,11 @@ ImageText: TypeAlias = Annotated[
 
 
 class Weights(StrictModel):
-    """How much each part of a mixed query counts; only their ratios matter."""
+    """How much each part of a mixed query counts; ``image`` is also the weight of ``image_key``."""
 
     text: float = Field(1.0, ge=0, le=100)
     image: float = Field(1.0, ge=0, le=100)
-    negative: float = Field(0.5, ge=0, le=100)
+    negative: float = Field(1.0, ge=0, le=100)
 
 
 class SearchRequest(StrictModel):
@@ -72,7 +72,11 @@ class SearchHit(StrictModel):
     rank: int = Field(ge=1)
     key: str
     score: float = Field(description="Cosine of the (mixed) query with the item.")
-    probability: float | None = Field(None, description="Chance that the hit fits, where the collection is calibrated.")
+    confidence: float | None = Field(
+        None,
+        description="Where the collection is calibrated: the share of queries without an answer that score lower.",
+    )
+    fits: bool | None = Field(None, description="Whether the score reaches the threshold, where there is one.")
     kind: Kind
     text: str | None = Field(None, description="The text itself, or an image's caption.")
     meta: Meta = Field({})
@@ -221,13 +225,19 @@ class DeleteResponse(StrictModel):
 
 
 class Click(StrictModel):
-    """What a user did with a hit: written to a local file for evaluation, never sent anywhere."""
+    """What a user did with a hit of a query: written to a local file for evaluation, never sent anywhere.
+
+    ``text``, ``image_key`` and ``negatives`` are the query's; ``image``: whether it had a picture, which is not kept.
+    """
 
     key: Key
     rank: int = Field(ge=1, le=100_000)
     text: Words | None = None
     image_key: Key | None = None
+    image: bool = False
+    negatives: list[Words] = Field([], max_length=16)
     action: Literal["open", "more_like_this", "like", "dislike"] = "open"
+    shown: list[Key] = Field([], max_length=1000, description="Keys of the list that the hit was in, best first.")
 
 
 class ClickResponse(StrictModel):

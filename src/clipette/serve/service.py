@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from clipette.errors import ClipetteError
 from clipette.io import digest
 from clipette.serve.cache import LruCache
-from clipette.serve.clicks import ClickLog
+from clipette.serve.clicks import BoundedClicks
 from clipette.serve.encoding import QueuedEncoder
 from clipette.serve.metrics import Metrics
 from clipette.serve.ports import CollectionPort, SearchPort
@@ -51,7 +51,7 @@ class Service:
         self.metrics, self.thumbnails, self.card, self.writable = metrics, thumbnails, card, writable
         self.writer = Writer(settings.write_queue)
         self.results: LruCache[str, Answered] = LruCache(settings.result_cache_bytes, lambda answered: answered.weight)
-        self.clicks = ClickLog(settings.clicks, settings.max_clicks_bytes) if settings.clicks is not None else None
+        self.clicks = BoundedClicks(settings.clicks, settings.max_clicks_bytes) if settings.clicks else None
         self.searchers = ThreadPoolExecutor(settings.search_threads, thread_name_prefix="clipette-search")
         self.readers = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="clipette-read")
         self.stopping = False
@@ -124,5 +124,3 @@ class Service:
         self.readers.shutdown(wait=True, cancel_futures=True)
         self.encoder.close()
         self.collection.close()
-        if self.clicks is not None:
-            self.clicks.close()

@@ -6,11 +6,12 @@ import ipaddress
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pydantic
 from pydantic import Field
 
-from clipette.config import StrictModel
+from clipette.config import StrictModel, apply_override, validate
 from clipette.errors import ConfigError
 
 MIB = 2**20
@@ -121,3 +122,26 @@ def read_keys(path: Path | None, variable: str) -> tuple[str, ...]:
             "python3 -c 'import secrets; print(secrets.token_urlsafe(24))'"
         )
     return tuple(keys)
+
+
+def make_settings(
+    overrides: Sequence[str] = (),
+    *,
+    read_keys_file: Path | None = None,
+    write_keys_file: Path | None = None,
+    without_read_key: bool = False,
+    **given: Any,
+) -> ServeSettings:
+    """Settings of a command line: ``given`` fields, then ``KEY=VALUE`` overrides, then keys from files and environment.
+
+    Raises ``ConfigError``: an unknown or bad field, unreadable keys, or a collection shown to a network without a key.
+    """
+    data = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    paths = [apply_override(data, override) for override in overrides]
+    if {"read_keys", "write_keys"} & data.keys():
+        raise ConfigError("--set: keys are given in files or the environment; a command line is no secret")
+    data["read_keys"] = read_keys(read_keys_file, "CLIPETTE_READ_KEY")
+    data["write_keys"] = read_keys(write_keys_file, "CLIPETTE_WRITE_KEY")
+    settings = validate(ServeSettings, data, where="serve", overridden=paths)
+    check_exposure(settings, without_key=without_read_key)
+    return settings
