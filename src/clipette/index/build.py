@@ -12,11 +12,13 @@ import numpy as np
 
 from clipette.data.dataset import Dataset
 from clipette.errors import DataError, StoreError, UnsupportedError
-from clipette.index.collection import AddReport, Collection, create, open_index
+from clipette.index.calibrate import calibrate, keep_calibration
+from clipette.index.collection import Collection, create, open_index
 from clipette.index.derived import check_store
 from clipette.index.drafting import Texts
 from clipette.index.layout import MANIFEST
 from clipette.index.recall import QUERIES, keep_queries, raise_until
+from clipette.index.writing import AddReport
 from clipette.progress import track
 from clipette.types import Encoder, Failure, Sample
 
@@ -33,6 +35,7 @@ def build_index(
     texts: Texts = "none",
     store: str = "lance",
     recall: float = 0.98,
+    calibrated: bool = True,
     model: Mapping[str, Any] | None = None,
     batch_size: int = 64,
     progress: bool = False,
@@ -46,6 +49,7 @@ def build_index(
         texts: ``captions``: an image's captions become rows of their own.
         store: ``lance``, or ``milvus://HOST:PORT``.
         recall: recall@10 asked of approximate search, filters included; ``facts["recall"]`` says whether it is met.
+        calibrated: measure what scores mean, for confidences and the "no result" threshold.
         model: further facts about the model, kept in the index (its digest, its licence).
         batch_size: of the encoder.
         progress: show bars.
@@ -74,6 +78,8 @@ def build_index(
         if not found["met"]:
             log.warning("recall@10 of %s asked, %s measured: even the greatest effort does not reach it",
                         recall, found["recall"])  # fmt: skip
+        if calibrated:
+            keep_calibration(collection, calibrate(collection, encoder))
         return collection
     except BaseException:
         collection.close()

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,38 +17,25 @@ import numpy as np
 from clipette.errors import BadImageError, DataError, StoreError
 from clipette.index.approximate import approximate_search, exact_is_fast
 from clipette.index.derived import open_derived
-from clipette.index.drafting import Drafted, Texts, draft_samples, merged_columns
+from clipette.index.drafting import Texts
 from clipette.index.exact import exact_search
 from clipette.index.filters import Filter, parse_filter
-from clipette.index.layout import Manifest, appended, blob_path, read_manifest, write_manifest
+from clipette.index.layout import Manifest, read_manifest, write_manifest
 from clipette.index.lock import LOCK, drop_lock, take_lock
-from clipette.index.places import BLOB, NOWHERE, read_place
+from clipette.index.places import NOWHERE, read_place
 from clipette.index.recall import measure_recall, raise_until
-from clipette.index.shards import Draft, check_draft, rows_table, write_entry
 from clipette.index.snapshot import Snapshot
 from clipette.index.state import State
 from clipette.index.store import Found, Kind, Row, VectorStore
 from clipette.index.tidying import Tidier
 from clipette.index.upkeep import damage, derived_damage, describe, sweep
-from clipette.io import digest, write_atomic
-from clipette.store.layout import FileRecord, storage_errors
-from clipette.types import Encoder, Failure, Floats, Sample
+from clipette.index.writing import AddReport, Writer
+from clipette.store.layout import storage_errors
+from clipette.types import Encoder, Floats, Sample
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30.0  # after a vector store could not be opened
-
-
-@dataclass(frozen=True, slots=True)
-class AddReport:
-    """What an add did. ``unchanged`` rows were neither encoded nor written."""
-
-    added: int
-    updated: int
-    unchanged: int
-    deleted: int
-    failures: tuple[Failure, ...]
-    generation: int
 
 
 class Collection:
@@ -62,6 +49,7 @@ class Collection:
         self.path = path
         self._state = State(path, lock)
         self._tidier = Tidier(self._state, background=background)
+        self._writer = Writer(self._state, self._tidier)
         self._store: tuple[Mapping[str, Any], VectorStore] | None = None
         self._retry = 0.0
         self._opening = threading.Lock()
@@ -129,9 +117,7 @@ class Collection:
     def keys(self, kind: Kind | None = None, where: Filter | str | None = None) -> list[str]:
         """Keys in the order they were written; of one kind, of those that match ``where``."""
         snapshot = self._snapshot
-        mask, _ = snapshot.mask(self._filter(where), kind)
-        rows = range(int(snapshot.starts[-1])) if mask is None else np.flatnonzero(mask).tolist()
-        return [snapshot.key(row) for row in rows]
+        return snapshot.keys(snapshot.mask(self._filter(where), kind)[0])
 
     def sample_keys(self, count: int, *, kind: Kind | None = None, seed: int = 0) -> list[str]:
         """At most ``count`` keys drawn at random without repetition; the same for equal ``seed`` and content."""
@@ -279,56 +265,20 @@ class Collection:
             DataError: a key given twice or taken by something else, or a value that does not fit its column.
         """
         self.check_space(encoder)
-        with self._state.writing:
-            self._state.require_writer()
-            drafted = draft_samples(
-                self._snapshot,
-                samples,
-                encoder,
-                texts=texts,
-                replace=replace,
-                batch_size=batch_size,
-                progress=progress,
-            )
-            gone = [key for key in drafted.gone if key in self]
-            self._commit(drafted, gone)
-            return AddReport(
-                drafted.added,
-                drafted.updated,
-                drafted.unchanged,
-                len(gone),
-                tuple(drafted.failures),
-                self.generation,
-            )
+        return self._writer.add(
+            samples, encoder, texts=texts, replace=replace, batch_size=batch_size, progress=progress
+        )
 
     def add_rows(self, rows: Sequence[Row], vectors: Floats) -> AddReport:
         """Add or replace rows whose vectors [N, D] are there already; their images are nowhere to be read.
 
         Raises ``StoreError`` where opened for reading only, ``DataError`` on a bad key, vector or value.
         """
-        with self._state.writing:
-            self._state.require_writer()
-            old = self._snapshot.find([row.key for row in rows])
-            stamps = ["" if row.text is None else digest(row.text.encode()) for row in rows]
-            draft = Draft(list(rows), vectors, [NOWHERE] * len(rows), stamps)
-            updated = int((old >= 0).sum())
-            self._commit(Drafted(draft, self.manifest.roots), [])
-            return AddReport(len(rows) - updated, updated, 0, 0, (), self.generation)
+        return self._writer.add_rows(rows, vectors)
 
     def delete(self, keys: Sequence[str]) -> int:
         """Delete rows, and captions that belong to deleted images; how many rows were there. On disk on return."""
-        with self._state.writing:
-            self._state.require_writer()
-            gone = dict.fromkeys(key for key in keys if key in self)
-            for key in list(gone):
-                position = 0
-                while (caption := f"{key}#{position}") in self and self.rows([caption])[0].of == key:
-                    gone[caption] = None
-                    position += 1
-            if gone:
-                empty = Draft([], np.zeros((0, self.dim), np.float32), [], [])
-                self._commit(Drafted(empty, self.manifest.roots), list(gone))
-            return len(gone)
+        return self._writer.delete(keys)
 
     def set_fact(self, name: str, value: Any) -> None:
         """Keep something found out about the collection (JSON) with it; None removes it."""
@@ -379,6 +329,9 @@ class Collection:
         """
         snapshot = self._snapshot
         damaged = damage(self.path, snapshot)
+        if damaged and self.refresh():  # a compaction meanwhile replaces files
+            snapshot = self._snapshot
+            damaged = damage(self.path, snapshot)
         if not damaged:
             damaged = derived_damage(self.path, snapshot)
         measured = measure_recall(self) if recall and not damaged and len(self) else None
@@ -399,37 +352,6 @@ class Collection:
                 f"{encoder.space!r} ({encoder.dim} wide): they cannot be compared. Use the model that built the index, "
                 "a student distilled into its space, or build another index"
             )
-
-    def _commit(self, drafted: Drafted, gone: Sequence[str]) -> None:
-        """Files first, each synced; then the manifest. What is in the manifest is written, and nothing else is."""
-        vectors = check_draft(drafted.rows, self.dim)
-        if not len(vectors) and not gone:
-            return
-        manifest = self.manifest
-        columns = merged_columns(manifest.columns, drafted.rows.rows)
-        number, generation, blobs = self._state.number(), manifest.generation + 1, dict(manifest.blobs)
-        draft = _with_blob(drafted.rows, number)
-        with storage_errors(self.path):
-            if drafted.blob:
-                write_atomic(blob_path(self.path, str(number)), drafted.blob)
-                blobs[str(number)] = FileRecord(len(drafted.blob), digest(drafted.blob))
-            table = rows_table(draft, columns)
-            entry = write_entry(self.path, number, generation, table, vectors, gone)
-        changes = {"blobs": blobs, "roots": drafted.roots, "columns": columns}
-        self._state.change(
-            lambda newest: appended(
-                newest, [entry], generation=generation, next=max(newest.next, number + 1), **changes
-            )
-        )
-        self._tidier.after_write()
-
-
-def _with_blob(draft: Draft, number: int) -> Draft:
-    """Places in the blob of this write get its number."""
-    places = [
-        replace(place, path=str(number)) if place.root == BLOB and not place.path else place for place in draft.places
-    ]
-    return Draft(draft.rows, draft.vectors, places, draft.stamps)
 
 
 def _checked_queries(queries: Floats, dim: int) -> Floats:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipette.errors import DataError, StoreError
-from clipette.index.filters import BUILT_IN
+from clipette.index.filters import BUILT_IN, INT64
 from clipette.index.layout import Entry, entry_path
 from clipette.index.places import NOWHERE, Place
 from clipette.index.store import KINDS, Row, Value
@@ -74,6 +74,10 @@ def check_draft(draft: Draft, dim: int) -> Floats:
         if row.key in seen:
             raise DataError(f"row {position}: the key {row.key!r} is given twice in one write; keep one")
         seen.add(row.key)
+        if row.kind not in KINDS:
+            raise DataError(f"row {position} ({row.key!r}): kind {row.kind!r} is none of {', '.join(KINDS)}")
+        for name, text in (("text", row.text), ("of", row.of)):
+            _encoded(text or "", row.key, name)
     norms = np.linalg.norm(vectors, axis=1)
     wrong = np.flatnonzero(~np.isfinite(norms) | (norms < 1e-6))
     if len(wrong):
@@ -128,12 +132,14 @@ def typed(value: Value, kind: str, key: str, name: str) -> Value:
         return None
     if kind == "text":
         text = value if isinstance(value, str) else str(value)
-        if len(text.encode("utf-8", "surrogatepass")) > LONGEST_VALUE:
+        if len(_encoded(text, key, name)) > LONGEST_VALUE:
             raise DataError(f"{key!r}: the value of {name!r} is longer than {LONGEST_VALUE} bytes; shorten it")
         return text
     if kind == "bool" and isinstance(value, bool):
         return value
     if kind == "int" and isinstance(value, int) and not isinstance(value, bool):
+        if not INT64[0] <= value <= INT64[1]:
+            raise DataError(f"{key!r}: the value {value} of {name!r} does not fit in 64 bits; correct it")
         return value
     if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
@@ -147,6 +153,13 @@ def merged_table(parts: Sequence[tuple[Shard, Ints]]) -> pa.Table:
         return pa.table({name: pa.array([], kind) for name, kind in _FIELDS})
     # A column that grew from whole numbers to float is the wider of the two.
     return pa.concat_tables(pieces, promote_options="permissive")
+
+
+def _encoded(text: str, key: str, name: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{key!r}: its {name!r} is not valid Unicode; correct it") from None
 
 
 def write_entry(

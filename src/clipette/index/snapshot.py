@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -126,6 +126,16 @@ class Snapshot:
             out[chosen] = self.shards[int(shard)].vectors[wanted[chosen] - self.starts[shard]]
         return out
 
+    def keys(self, mask: Bools | None) -> list[str]:
+        """The keys of the physical rows of a mask (None: all)."""
+        found: list[str] = []
+        for number, shard in enumerate(self.shards):
+            if len(shard):
+                keys = shard.column("key")
+                inside = None if mask is None else mask[self.starts[number] : self.starts[number + 1]]
+                found += (keys if inside is None else keys.filter(pa.array(inside))).to_pylist()
+        return found
+
     def columns(self, rows: Ints, names: Sequence[str]) -> dict[str, list[Value]]:
         """Metadata of physical rows (sorted), column by column; None where unknown."""
         out: dict[str, list[Value]] = {name: [] for name in names}
@@ -244,8 +254,3 @@ def _refuse_collisions(snapshot: Snapshot, hashes: npt.NDArray[np.uint64], rows:
         first, second = int(rows[place]), int(rows[place + 1])
         if first >= 0 and second >= 0 and snapshot.key(first) != snapshot.key(second):
             raise InternalError(f"{snapshot.root}: two keys share the hash {int(hashes[place]):x}; rename one of them")
-
-
-def keys_of(snapshot: Snapshot, rows: Iterable[int]) -> list[str]:
-    """The keys of physical rows."""
-    return [snapshot.key(int(row)) for row in rows]
