@@ -1,34 +1,37 @@
-"""The verbs serve and up: an index, an encoder and a server put together."""
+"""The verbs serve and up: an index, an encoder and a server put together; without PyTorch where a bundle serves."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+import sys
+import webbrowser
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fastapi import FastAPI
 
 from clipette.data.sources import load_data
-from clipette.errors import ConfigError
+from clipette.errors import ConfigError, UnsupportedError
 from clipette.index.build import add_all, build_index
 from clipette.index.collection import Collection, open_index
 from clipette.index.layout import MANIFEST
 from clipette.index.search import Searcher
+from clipette.indexing import calibrate_with
 from clipette.io import cache_root, digest_json
 from clipette.resolve import resolve
-from clipette.runtime.encoder import BundleEncoder, load_bundle
+from clipette.runtime import is_bundle, load_bundle
+from clipette.runtime.encoder import BundleEncoder
 from clipette.serve.adapters import IndexPort, IndexSearch
 from clipette.serve.app import create_app
 from clipette.serve.encoding import QueuedEncoder
 from clipette.serve.metrics import Metrics
 from clipette.serve.running import bind, run
-from clipette.serve.settings import ServeSettings
+from clipette.serve.settings import ServeSettings, make_settings
 from clipette.serve.thumbs import Thumbnails
 from clipette.types import Encoder
 
-Ready = Callable[[str], None]
 # What `clipette up` serves with where no model is named: what the user keeps, then what the demo makes.
 DEFAULT_MODELS = ("student.bundle", "runs/demo/student.bundle", "runs/demo/student")
 CARD = "card.md"
@@ -38,73 +41,134 @@ def serve(
     index: str | Path,
     *,
     model: str,
-    settings: ServeSettings = ServeSettings(),
+    host: str = "127.0.0.1",
+    port: int = 8400,
+    read_keys: str | Path | None = None,
+    write_keys: str | Path | None = None,
+    without_read_key: bool = False,
+    allowed_hosts: Sequence[str] = (),
+    clicks: str | Path | None = None,
     threads: int | None = None,
-    ready: Ready | None = None,
+    overrides: Sequence[str] = (),
+    open_page: bool = False,
 ) -> None:
-    """Serve ``index`` with ``model`` until SIGINT or SIGTERM; ``ready`` is told the address.
+    """Serve ``index`` with ``model`` until SIGINT or SIGTERM; the address goes to stderr once requests are answered.
 
-    With write keys the index is opened for writing: no other process can write it meanwhile. Raises ``ConfigError``
-    (port taken), ``StoreError`` (no index, another space, another writer), ``ModelError``.
+    ``read_keys``, ``write_keys``: files of bearer keys; with write keys the index is opened for writing, and no other
+    process can write it meanwhile. ``overrides``: ``"timeout=10"``, fields of ``ServeSettings``; ``threads``: of a
+    bundle. Raises ``ConfigError`` (an option, a port that is taken), ``StoreError`` (no index, another space, another
+    writer), ``ModelError``.
     """
+    settings = make_settings(
+        overrides,
+        read_keys_file=read_keys,
+        write_keys_file=write_keys,
+        without_read_key=without_read_key,
+        host=host,
+        port=port,
+        allowed_hosts=list(allowed_hosts),
+        clicks=None if clicks is None else str(clicks),
+    )
     # The port first: it fails at once, a model takes a while to load.
     with contextlib.closing(bind(settings)) as bound:
-        _serve(Path(index), load_encoder(model, threads), settings, bound, ready)
-
-
-def _serve(index: Path, encoder: Encoder, settings: ServeSettings, bound: socket.socket, ready: Ready | None) -> None:
-    with open_index(index, write=bool(settings.write_keys)) as collection:
-        collection.check_space(encoder)
-        run(_application(collection, index, encoder, settings), settings, bound, ready)
+        serve_opened(Path(index), load_encoder(model, threads), settings, bound, announce(open_page))
 
 
 def up(
-    data: str,
+    data: str | Path,
     *,
     model: str | None = None,
     index: str | Path | None = None,
-    settings: ServeSettings = ServeSettings(),
+    host: str = "127.0.0.1",
+    port: int = 8400,
+    read_keys: str | Path | None = None,
+    without_read_key: bool = False,
     threads: int | None = None,
-    ready: Ready | None = None,
+    overrides: Sequence[str] = (),
+    open_page: bool = True,
 ) -> None:
-    """Index a folder of pictures (or any data reference), or bring its index up to date, and serve it.
+    """Index a folder of pictures (or any data reference), or bring its index up to date, serve it and open the page.
 
     ``model``: see ``default_model``; ``index``: where it is kept, by default in the cache folder, one per data and
-    embedding space. Raises as ``serve``; ``DataError`` where nothing can be indexed.
+    embedding space. The rest is that of ``serve``. Raises as ``serve``; ``DataError`` where nothing can be indexed.
     """
+    settings = make_settings(
+        overrides, read_keys_file=read_keys, without_read_key=without_read_key, host=host, port=port
+    )
     with contextlib.closing(bind(settings)) as bound:
         encoder = load_encoder(model or default_model(), threads)
-        folder = Path(index) if index is not None else default_index(data, encoder)
-        up_to_date(folder, data, encoder).close()
-        _serve(folder, encoder, settings, bound, ready)
+        folder = Path(index) if index is not None else default_index(str(data), encoder)
+        up_to_date(folder, str(data), encoder).close()
+        print(f"index: {folder}", file=sys.stderr)
+        serve_opened(folder, encoder, settings, bound, announce(open_page))
+
+
+def serve_opened(
+    index: Path,
+    encoder: Encoder,
+    settings: ServeSettings,
+    bound: socket.socket,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """``serve`` on a bound socket, with a model that is loaded; ``ready`` is told the address."""
+    with open_index(index, write=bool(settings.write_keys)) as collection:
+        run(application(collection, index, encoder, settings), settings, bound, ready)
+
+
+def application(collection: Collection, path: Path, encoder: Encoder, settings: ServeSettings) -> FastAPI:
+    """The application on an open collection, whose folder is ``path``. Raises ``StoreError`` for another space."""
+    collection.check_space(encoder)
+    metrics = Metrics()
+    queued = QueuedEncoder(encoder, settings, metrics)
+    thumbnails = cache_root() / "thumbnails" / collection.manifest.id
+    return create_app(
+        settings,
+        encoder=encoder,
+        collection=IndexPort(collection, path.name, encoder),
+        search=IndexSearch(Searcher(collection, queued)),
+        thumbnails=Thumbnails(thumbnails, max_bytes=settings.thumbnail_cache_bytes),
+        card=card_of(encoder),
+        writable=bool(settings.write_keys),
+        queued=queued,
+        metrics=metrics,
+    )
 
 
 def up_to_date(folder: Path, data: str, encoder: Encoder) -> Collection:
     """The index of ``data`` in ``folder``, open for writing: built, finished, or with what is new or gone since."""
     found = load_data(data)
-    if not (folder / MANIFEST).exists():
-        return build_index(found, encoder, folder, progress=True)
-    collection = open_index(folder, write=True, unfinished=True)
-    if not collection.manifest.ready:
+    if not encoder.can_encode_images:
+        raise UnsupportedError(f"{encoder.name} encodes no images: it cannot index pictures; give another --model")
+    if (folder / MANIFEST).exists():
+        collection = open_index(folder, write=True, unfinished=True)
+        if collection.manifest.ready:
+            with _closed_on_error(collection):
+                add_all(collection, found.samples, encoder, replace_files=True, progress=True)
+                kept = {sample.key for sample in found.samples}
+                gone = [key for key in collection.keys(kind="image") if key not in kept]
+                if gone:
+                    collection.delete(gone)
+            return collection
         collection.close()
-        return build_index(found, encoder, folder, progress=True)
+    collection = build_index(found, encoder, folder, progress=True)
+    with _closed_on_error(collection):
+        calibrate_with(collection, encoder)
+    return collection
+
+
+@contextlib.contextmanager
+def _closed_on_error(collection: Collection) -> Iterator[None]:
     try:
-        collection.check_space(encoder)
-        add_all(collection, found.samples, encoder, replace_files=True, progress=True)
-        kept = {sample.key for sample in found.samples}
-        gone = [key for key in collection.keys() if key not in kept]  # noqa: SIM118  # no mapping
-        if gone:
-            collection.delete(gone)
+        yield
     except BaseException:
         collection.close()
         raise
-    return collection
 
 
 def load_encoder(model: str, threads: int | None = None) -> Encoder:
     """``resolve``, with a bundle's threads as asked."""
     path = Path(model).expanduser()
-    if threads is not None and (path / "manifest.json").is_file() and not (path / "store.json").is_file():
+    if threads is not None and path.is_dir() and is_bundle(path):
         return load_bundle(path, name=path.name, threads=threads)
     return resolve(model)
 
@@ -130,22 +194,15 @@ def default_index(data: str, encoder: Encoder) -> Path:
     return cache_root() / "up" / f"{digest_json([where, encoder.space])[:16]}.index"
 
 
-def _application(collection: Collection, path: Path, encoder: Encoder, settings: ServeSettings) -> FastAPI:
-    metrics = Metrics()
-    queued = QueuedEncoder(encoder, settings, metrics)
-    return create_app(
-        settings,
-        encoder=encoder,
-        collection=IndexPort(collection, path.name, encoder),
-        search=IndexSearch(Searcher(collection, queued), collection),
-        thumbnails=Thumbnails(
-            cache_root() / "thumbnails" / collection.manifest.id, max_bytes=settings.thumbnail_cache_bytes
-        ),
-        card=card_of(encoder),
-        writable=bool(settings.write_keys),
-        queued=queued,
-        metrics=metrics,
-    )
+def announce(open_page: bool) -> Callable[[str], None]:
+    """What is said, and done, once requests are answered."""
+
+    def ready(url: str) -> None:
+        print(f"open {url}   (API: {url}openapi.json; stop: Ctrl-C)", file=sys.stderr, flush=True)
+        if open_page:
+            webbrowser.open(url)
+
+    return ready
 
 
 def card_of(encoder: Encoder) -> str:

@@ -95,14 +95,22 @@ def test_a_large_request_is_cut_and_put_together_again(model: Model) -> None:
     made.close()
 
 
-def test_requests_keep_their_turn_and_fill_up_the_batch_of_a_large_one(model: Model) -> None:
-    made = batcher(model)
+def test_a_large_request_holds_up_no_small_one(model: Model) -> None:
+    made = batcher(model, queue=100)
     first = hold(model, made)
     large, small = made.submit([1.0, 2.0, 3.0, 4.0, 5.0]), made.submit([6.0])
     model.gate.set()
     wait([first, large, small], 10)
-    assert model.batches == [[0.0], [1.0, 2.0, 3.0, 4.0], [5.0, 6.0]]
-    assert len(large.result()) == 5
+    assert model.batches == [[0.0], [1.0, 2.0, 3.0, 6.0], [4.0, 5.0]]
+    assert large.result()[:, 0].tolist() == [1, 2, 3, 4, 5]
+    # More requests than places: each has its turn, and an unfinished one queues again behind the others.
+    model.batches.clear()
+    first = hold(model, made)
+    futures = [made.submit([10.0 * n, 10.0 * n + 1]) for n in range(2, 8)]
+    model.gate.set()
+    wait([first, *futures], 10)
+    assert model.batches == [[0.0], [20, 30, 40, 50], [60, 70, 21, 31], [41, 51, 61, 71]]
+    assert [future.result()[:, 0].tolist() for future in futures] == [[10.0 * n, 10.0 * n + 1] for n in range(2, 8)]
     made.close()
 
 
@@ -173,10 +181,8 @@ def test_an_expected_long_wait_is_refused_beforehand(model: Model) -> None:
     model.begun.clear()
     running = made.submit([2.0])
     assert model.begun.wait(10)
-    waiting = made.submit([3.0])
-    accepted = [running, waiting]
     # One batch of 1 s ahead is within 1.6 s; two are not.
-    accepted.append(made.submit([4.0]))
+    accepted = [running, made.submit([3.0]), made.submit([4.0])]
     with pytest.raises(Overloaded, match="busy"):
         made.submit([5.0])
     model.seconds = 0.0

@@ -47,9 +47,9 @@ class Batcher(Generic[T]):
     """One thread that calls ``run`` with up to ``size`` items, of as many requests as have them.
 
     A lone request is run at once. While a batch runs, others gather and form the next one; when there have been others
-    lately, a batch that could be larger waits for them, at most ``wait`` seconds. Items keep their order and requests
-    their turn; a large request is cut over several batches. A request whose ``future`` was cancelled is dropped before
-    it costs anything more. An error of a batch of several requests is told only to the one that causes it.
+    lately, a batch that could be larger waits for them, at most ``wait`` seconds. Requests share a batch fairly: a
+    large one is cut over several and holds up no small one. A request whose future was cancelled is dropped before it
+    costs anything more. An error of a batch of several requests is told only to the one that causes it.
 
     Args:
         run: items to rows [N, D], in order. Called by one thread only.
@@ -121,8 +121,8 @@ class Batcher(Generic[T]):
         self._thread.join()
 
     def _expected_wait(self) -> float:
-        """Seconds until what is asked for now would begin: whole batches ahead, each as long as lately."""
-        return -(-self._waiting // self.size) * self._seconds
+        """Seconds until what is asked for now would begin: whole batches of others' turns, each as long as lately."""
+        return len(self._entries) // self.size * self._seconds
 
     def _refuse(self, why: str) -> None:
         if self._watcher is not None:
@@ -150,28 +150,37 @@ class Batcher(Generic[T]):
                 return
 
     def _take(self) -> list[tuple[_Entry[T], Sequence[T]]]:
-        """The next batch: (request, its items in this batch). Abandoned and overdue requests leave the queue."""
+        """The next batch: (request, its items in this batch)."""
+        self._drop_ended()
+        # The requests whose turn it is, first an equal share each, then what room is left in their order.
+        turns = [self._entries.popleft() for _ in range(min(self.size, len(self._entries)))]
+        counts = [min(len(entry.items) - entry.taken, self.size // len(turns)) for entry in turns]
+        room = self.size - sum(counts)
         parts: list[tuple[_Entry[T], Sequence[T]]] = []
-        room = self.size
-        now = time.monotonic()
-        while self._entries and room:
-            entry = self._entries[0]
-            overdue = entry.taken == 0 and now - entry.since > self.patience
-            if entry.future.done() or overdue:
-                self._entries.popleft()
-                self._waiting -= len(entry.items) - entry.taken
-                if overdue and not entry.future.done():
-                    self._refuse("long wait")
-                    _fail(entry.future, Overloaded(f"the {self.name} encoder is busy", self._expected_wait()))
-                continue
-            piece = entry.items[entry.taken : entry.taken + room]
+        for entry, count in zip(turns, counts, strict=True):
+            more = min(room, len(entry.items) - entry.taken - count)
+            room -= more
+            piece = entry.items[entry.taken : entry.taken + count + more]
             parts.append((entry, piece))
             entry.taken += len(piece)
-            room -= len(piece)
             self._waiting -= len(piece)
-            if entry.taken == len(entry.items):
-                self._entries.popleft()
+            if entry.taken < len(entry.items):
+                self._entries.append(entry)
         return parts
+
+    def _drop_ended(self) -> None:
+        """Abandoned, failed and overdue requests leave the queue."""
+        now = time.monotonic()
+        kept: deque[_Entry[T]] = deque()
+        for entry in self._entries:
+            if not entry.future.done():
+                if entry.taken or now - entry.since <= self.patience:
+                    kept.append(entry)
+                    continue
+                self._refuse("long wait")
+                _fail(entry.future, Overloaded(f"the {self.name} encoder is busy", self.patience))
+            self._waiting -= len(entry.items) - entry.taken
+        self._entries = kept
 
     def _answer(self, parts: Sequence[tuple[_Entry[T], Sequence[T]]]) -> None:
         items = [item for _, piece in parts for item in piece]

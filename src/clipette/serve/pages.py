@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,6 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from clipette.io import digest
-from clipette.serve.faults import not_found
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {
@@ -50,17 +50,18 @@ def read_pages(folder: Path = STATIC) -> dict[str, Page]:
 
 
 def pages_router(pages: dict[str, Page]) -> APIRouter:
-    """``/`` and the files beside it, kept out of the OpenAPI document."""
+    """``/`` and the files beside it, a route for each, kept out of the OpenAPI document."""
     router = APIRouter(include_in_schema=False)
-
-    @router.api_route("/{name:path}", methods=["GET", "HEAD"])
-    async def page(name: str, request: Request) -> Response:
-        found = pages.get(name or "index.html")
-        if found is None:
-            raise not_found("no such page")
-        headers = {"ETag": found.etag, "Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
-        if request.headers.get("if-none-match") == found.etag:
-            return Response(None, 304, headers=headers)
-        return Response(found.data, headers={**headers, "Content-Type": found.media_type})
-
+    for name, page in pages.items():
+        router.add_api_route(f"/{'' if name == 'index.html' else name}", _shown(page), methods=["GET", "HEAD"])
     return router
+
+
+def _shown(page: Page) -> Callable[[Request], Awaitable[Response]]:
+    async def show(request: Request) -> Response:
+        headers = {"ETag": page.etag, "Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
+        if request.headers.get("if-none-match") == page.etag:
+            return Response(None, 304, headers=headers)
+        return Response(page.data, headers={**headers, "Content-Type": page.media_type})
+
+    return show

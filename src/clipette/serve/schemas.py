@@ -26,9 +26,9 @@ ImageText: TypeAlias = Annotated[
 class Weights(StrictModel):
     """How much each part of a mixed query counts; ``image`` is also the weight of ``image_key``."""
 
-    text: float = Field(1.0, ge=0, le=100)
-    image: float = Field(1.0, ge=0, le=100)
-    negative: float = Field(1.0, ge=0, le=100)
+    text: float = Field(default=1.0, ge=0, le=100)
+    image: float = Field(default=1.0, ge=0, le=100)
+    negative: float = Field(default=1.0, ge=0, le=100)
 
 
 class SearchRequest(StrictModel):

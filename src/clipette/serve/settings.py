@@ -22,8 +22,10 @@ class ServeSettings(StrictModel):
     """Limits of one server. Sizes in bytes, times in seconds.
 
     Requests: at most ``max_in_flight`` are worked on and ``max_held_bytes`` of bodies held; above, 429 before a body is
-    read. Model: ``batch_size`` items a call, of up to ``queue_size`` that wait, none longer than ``queue_wait`` (429
-    too). ``batch_wait``: how long a call that could be larger waits for requests that are about to arrive.
+    read. Twice ``batch_size`` keeps the model busy; more would only wait longer.
+
+    Model: ``batch_size`` items a call, of up to ``queue_size`` that wait, none longer than ``queue_wait`` (429 too).
+    ``batch_wait``: how long a call that could be larger waits for requests that are about to arrive.
     """
 
     host: str = "127.0.0.1"
@@ -32,7 +34,7 @@ class ServeSettings(StrictModel):
     write_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = Field((), description="Further names this server is reached by.")
 
-    max_in_flight: int = Field(128, ge=1)
+    max_in_flight: int = Field(64, ge=1)
     max_held_bytes: int = Field(256 * MIB, ge=1)
     max_connections: int = Field(1024, ge=1)
     max_body_bytes: int = Field(32 * MIB, ge=1)
@@ -46,7 +48,7 @@ class ServeSettings(StrictModel):
     batch_size: int = Field(32, ge=1)
     batch_wait: float = Field(0.004, ge=0, le=1)
     queue_size: int = Field(512, ge=1)
-    queue_wait: float = Field(2.0, gt=0)
+    queue_wait: float = Field(1.0, gt=0)
     write_queue: int = Field(64, ge=1)
     search_threads: int = Field(4, ge=1)
     decode_threads: int = Field(2, ge=1)
@@ -101,14 +103,14 @@ def check_exposure(settings: ServeSettings, *, without_key: bool = False) -> Non
         )
 
 
-def read_keys(path: Path | None, variable: str) -> tuple[str, ...]:
+def read_keys(path: str | Path | None, variable: str) -> tuple[str, ...]:
     """Keys from a file (one a line, ``#`` comments) and from an environment variable: never from the command line,
     which every user of a machine can read. Raises ``ConfigError``.
     """
     lines: Sequence[str] = ()
     if path is not None:
         try:
-            lines = path.read_text(encoding="ascii").splitlines()
+            lines = Path(path).read_text(encoding="ascii").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: the keys cannot be read ({error}); one ASCII key a line") from error
     keys = [line.strip() for line in [*lines, os.environ.get(variable, "")]]
@@ -127,8 +129,8 @@ def read_keys(path: Path | None, variable: str) -> tuple[str, ...]:
 def make_settings(
     overrides: Sequence[str] = (),
     *,
-    read_keys_file: Path | None = None,
-    write_keys_file: Path | None = None,
+    read_keys_file: str | Path | None = None,
+    write_keys_file: str | Path | None = None,
     without_read_key: bool = False,
     **given: Any,
 ) -> ServeSettings:
@@ -136,7 +138,7 @@ def make_settings(
 
     Raises ``ConfigError``: an unknown or bad field, unreadable keys, or a collection shown to a network without a key.
     """
-    data = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    data = dict(given)
     paths = [apply_override(data, override) for override in overrides]
     if {"read_keys", "write_keys"} & data.keys():
         raise ConfigError("--set: keys are given in files or the environment; a command line is no secret")
