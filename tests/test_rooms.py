@@ -17,7 +17,19 @@ TORCH_FREE = (
     *("data", "metrics", "store", "runtime", "index", "serve"),
 )
 BELOW_TORCH_LINE = ("models", "losses", "adapt", "evaluate", "tasks", "train", "export")
-GLUE = ("resolve", "adapting", "measuring", "benching", "showcase", "verbs", "health", "cli", "__main__", "__init__")
+GLUE = (
+    "resolve",
+    "adapting",
+    "measuring",
+    "benching",
+    "prompting",
+    "showcase",
+    "verbs",
+    "health",
+    "cli",
+    "__main__",
+    "__init__",
+)
 ORDER = (*TORCH_FREE, *BELOW_TORCH_LINE, *GLUE)
 
 # What drags PyTorch in.

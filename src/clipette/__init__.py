@@ -7,8 +7,8 @@ The verbs of the command line are functions here, loaded when first used (import
     encoder = clipette.load("runs/student")
     vectors = encoder.encode_images(["photo.jpg"])
 
-``load``, ``pour``, ``pretrain``, ``adapt``, ``adapt_study``, ``distill``, ``evaluate``, ``compare``, ``classify``, ``export``,
-``add_class``, ``quantize``, ``bench``, ``demo``, ``doctor``.
+``load``, ``pour``, ``pretrain``, ``adapt``, ``adapt_study``, ``distill``, ``evaluate``, ``compare``, ``prompts``,
+``classify``, ``export``, ``add_class``, ``quantize``, ``bench``, ``demo``, ``doctor``.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         export,
         pour,
         pretrain,
+        prompts,
         quantize,
     )
 
@@ -55,6 +56,7 @@ __all__ = [
     "load",
     "pour",
     "pretrain",
+    "prompts",
     "quantize",
 ]
 

@@ -25,6 +25,7 @@ from clipette.measuring import recorded_card
 from clipette.models.inference import TorchEncoder
 from clipette.models.spec import ModelSpec
 from clipette.models.stored import StoredEncoder
+from clipette.prompting import prompts as prompts
 from clipette.resolve import resolve
 from clipette.showcase import showcase
 from clipette.store import Store, open_store

@@ -63,7 +63,7 @@ def test_one_step_is_adamw_by_hand() -> None:
         return twin.entropy_of_mean([z[row] for row in rows])
 
     gradient = slopes(loss, prompt)
-    assert gradient.abs().max() > 1e-3
+    assert gradient.abs().min() > 2e-5
     # The first step of Adam has no memory: it goes by g / (|g| + eps).
     expected = prompt * (1 - 0.01 * 0.01) - 0.01 * gradient / (gradient.abs() + 1e-8)
     torch.testing.assert_close(tuned, expected, atol=1e-6, rtol=1e-6)

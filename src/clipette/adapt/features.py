@@ -104,7 +104,8 @@ class Shots:
         """Shuffled (features [B, D], labels [B]) of one epoch; the last batch may be smaller."""
         features = self.view(epoch)
         order = torch.randperm(len(self), generator=generator).to(features.device)
-        for rows in order.split(size):
+        for start in range(0, len(self), size):
+            rows = order[start : start + size]
             yield features[rows], self.labels[rows]
 
 
@@ -116,7 +117,8 @@ def keep_length(moved: Tensor, like: Tensor) -> Tensor:
     """
     long = torch.linalg.vector_norm(full(moved), dim=-1, keepdim=True)
     wanted = torch.linalg.vector_norm(full(like), dim=-1, keepdim=True)
-    return moved * (wanted / long.clamp_min(1e-12))
+    out: Tensor = moved * (wanted / long.clamp_min(1e-12))
+    return out
 
 
 def score(logits: Tensor, labels: Tensor) -> tuple[float, float]:
