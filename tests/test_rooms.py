@@ -23,7 +23,7 @@ GLUE = (
     "measuring",
     "benching",
     "prompting",
-    "showcase",
+    "showcase", "indexing", "serving",
     "verbs",
     "health",
     "cli",

@@ -28,7 +28,9 @@ from clipette.cli import (
     quantize,
     recipes,
     render,
+    serve,
     store,
+    up,
 )
 from clipette.errors import ClipetteError, UserError
 from clipette.version import VERSION
@@ -49,6 +51,8 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "add-class": (add_class.add_class, add_class.EXAMPLES),
     "quantize": (quantize.quantize, quantize.EXAMPLES),
     "bench": (bench.bench, bench.EXAMPLES),
+    "serve": (serve.serve, serve.EXAMPLES),
+    "up": (up.up, up.EXAMPLES),
     "render": (render.render, render.EXAMPLES),
     "recipes": (recipes.recipes, recipes.EXAMPLES),
     "doctor": (doctor.doctor, doctor.EXAMPLES),
@@ -74,6 +78,8 @@ EXTRAS = {
     "pymilvus": "index",
     "fastapi": "serve",
     "uvicorn": "serve",
+    "prometheus_client": "serve",
+    "python_multipart": "serve",
     "ray": "scale",
 }
 
