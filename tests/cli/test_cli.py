@@ -46,8 +46,10 @@ class FakeVerbs(ModuleType):
 @pytest.fixture
 def verbs(monkeypatch: pytest.MonkeyPatch) -> FakeVerbs:
     fake = FakeVerbs()
-    monkeypatch.setitem(sys.modules, "clipette.verbs", fake)
-    monkeypatch.setattr(clipette, "verbs", fake, raising=False)
+    # Serving needs no PyTorch, so its verbs are not among those that do.
+    for name in ("verbs", "serving"):
+        monkeypatch.setitem(sys.modules, f"clipette.{name}", fake)
+        monkeypatch.setattr(clipette, name, fake, raising=False)
     return fake
 
 
