@@ -195,10 +195,19 @@ def test_abandoned_requests_cost_nothing(model: Model) -> None:
     made = batcher(model)
     first = hold(model, made)
     gone, kept = made.submit([1.0, 2.0]), made.submit([3.0])
+    assert made.waiting == 3
     assert gone.cancel()
+    # While the model is still busy: abandoned requests take nobody's room.
+    assert made.waiting == 1
     model.gate.set()
     wait([first, kept], 10)
     assert model.batches == [[0.0], [3.0]]
+    assert made.waiting == 0
+    # Abandoned while it runs: nothing to save, nothing breaks.
+    running = hold(model, made)
+    assert running.cancel()
+    model.gate.set()
+    assert made.submit([4.0]).result(10).tolist() == [[4, 16]]
     assert made.waiting == 0
     made.close()
 

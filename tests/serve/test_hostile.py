@@ -394,9 +394,8 @@ def test_bodies_held_at_once_are_bounded(tmp_path: Path) -> None:
 
 def test_keys_under_many_guesses(tmp_path: Path) -> None:
     with live(tmp_path, Colours(), read_keys=(READ_KEY,)) as running, httpx.Client(base_url=running.url) as client:
-        for guess in ("", "x", READ_KEY[:-1], READ_KEY.upper(), READ_KEY + " x", f"{READ_KEY}\t"):
-            found = client.get("/v1/info", headers={"Authorization": f"Bearer {guess}"})
-            assert found.status_code == (200 if guess.strip() == READ_KEY else 401)
+        for guess in ("x", READ_KEY[:-1], READ_KEY.upper(), f"{READ_KEY} x", f"x {READ_KEY}", f'"{READ_KEY}"'):
+            assert client.get("/v1/info", headers={"Authorization": f"Bearer {guess}"}).status_code == 401
         assert client.get("/v1/info", headers={"Authorization": f"Bearer {READ_KEY}"}).status_code == 200
         # Without a key a large body is not even read.
         begun = time.monotonic()

@@ -31,7 +31,7 @@ class BatchWatcher(Protocol):
     def refused(self, queue: str, why: str) -> None: ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry(Generic[T]):
     """One request's items; ``done`` rows are in ``rows`` already."""
 
@@ -108,9 +108,12 @@ class Batcher(Generic[T]):
             if expected > self.patience:
                 self._refuse("long wait")
                 raise Overloaded(f"the {self.name} encoder is busy", expected)
-            self._entries.append(_Entry(items, future, time.monotonic()))
+            entry = _Entry(items, future, time.monotonic())
+            self._entries.append(entry)
             self._waiting += len(items)
             self._condition.notify()
+        # Its room in the queue is free at once, not when the model is.
+        future.add_done_callback(lambda ended: self._forget(entry) if ended.cancelled() else None)
         return future
 
     def close(self) -> None:
@@ -123,6 +126,12 @@ class Batcher(Generic[T]):
     def _expected_wait(self) -> float:
         """Seconds until what is asked for now would begin: whole batches of others' turns, each as long as lately."""
         return len(self._entries) // self.size * self._seconds
+
+    def _forget(self, entry: _Entry[T]) -> None:
+        with self._condition:
+            if entry in self._entries:
+                self._entries.remove(entry)
+                self._waiting -= len(entry.items) - entry.taken
 
     def _refuse(self, why: str) -> None:
         if self._watcher is not None:
@@ -169,7 +178,7 @@ class Batcher(Generic[T]):
         return parts
 
     def _drop_ended(self) -> None:
-        """Abandoned, failed and overdue requests leave the queue."""
+        """Failed and overdue requests leave the queue."""
         now = time.monotonic()
         kept: deque[_Entry[T]] = deque()
         for entry in self._entries:

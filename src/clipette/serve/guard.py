@@ -21,6 +21,8 @@ from clipette.serve.settings import ServeSettings
 
 Header: TypeAlias = "tuple[bytes, bytes]"
 ITEMS = "/v1/items/"
+# uvicorn bounds a head that comes in pieces, not one that comes at once.
+MOST_HEADER_BYTES = 32_768
 # A route may state its own; these hold elsewhere. Nothing here is for other sites, nor to be run.
 DEFAULT_HEADERS: dict[bytes, bytes] = {
     b"x-content-type-options": b"nosniff",
@@ -66,6 +68,8 @@ class Guard:
 
     async def _admitted(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = Headers(scope=scope)
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
+            raise HttpFault(431, "too_large", f"the headers exceed the limit of {MOST_HEADER_BYTES:,} bytes")
         self._hosts.check(headers.get("host"))
         needed = scope_of(scope["method"], scope["path"])
         self._keys.check(needed, headers.get("authorization"))
