@@ -39,8 +39,10 @@ b(q) of unanswered queries: the rate stays below α.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -56,7 +58,7 @@ LOW, HIGH = 0.1, 0.3
 KEPT = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Scale:
     """Best scores of calibration queries of one kind, ascending, and what they make of a new one.
 
@@ -82,21 +84,27 @@ class Scale:
                 f"it takes at least {needed(self.alpha)}"
             )
 
+    @cached_property
+    def _law(self) -> tuple[float, float]:
+        return gumbel(np.asarray(self.scores))
+
     def shift(self, items: int) -> float:
         """What to take off scores of a collection of ``items``, to compare them with those that are kept."""
         if self.method == "typical" or items <= self.items or self.items < 1:
             return 0.0
-        return gumbel(np.asarray(self.scores))[1] * math.log(items / self.items)
+        return self._law[1] * math.log(items / self.items)
 
     def p_value(self, score: float, items: int | None = None) -> float:
         """p(s) of the module's equations, in (0, 1]; of a collection that has ``items`` by now."""
         moved = score - (0.0 if items is None else self.shift(items))
-        scores = np.asarray(self.scores)
         if self.method == "robust":
-            location, spread = gumbel(scores)
+            location, spread = self._law
             return float(-math.expm1(-math.exp(min(-(moved - location) / spread, 700.0))))
-        count = int((scores <= moved).sum() if self.method == "typical" else (scores >= moved).sum())
-        return (1 + count) / (len(scores) + 1)
+        count = len(self.scores)
+        beyond = (
+            bisect_right(self.scores, moved) if self.method == "typical" else count - bisect_left(self.scores, moved)
+        )
+        return (1 + beyond) / (count + 1)
 
     def confidence(self, score: float, items: int | None = None) -> float:
         """0 to 1, rising with the score: the share of unanswered queries that score lower.
@@ -108,17 +116,17 @@ class Scale:
 
     def threshold(self, items: int | None = None) -> float:
         """The lowest cosine (on the grid of 2^-20) that is accepted."""
-        scores = np.asarray(self.scores)
         moved = 0.0 if items is None else self.shift(items)
         if self.method == "robust":
-            location, spread = gumbel(scores)
+            location, spread = self._law
             return _on_grid(location - spread * math.log(-math.log1p(-self.alpha)) + moved)
         # p = j / (n + 1): how many calibration scores may lie beyond it.
-        beyond = math.floor(self.alpha * (len(scores) + 1) + 1e-9)
+        count = len(self.scores)
+        beyond = math.floor(self.alpha * (count + 1) + 1e-9)
         if self.method == "typical":
             # Accepted is p > α: 1 + #{b <= s} > floor(α (n + 1)).
-            return float(scores[beyond - 1])
-        return _on_grid(float(scores[len(scores) - beyond]) + moved, above=True)
+            return self.scores[beyond - 1]
+        return _on_grid(self.scores[count - beyond] + moved, above=True)
 
     def to_json(self) -> dict[str, Any]:
         """As the index's manifest holds it, with the threshold for people to read."""

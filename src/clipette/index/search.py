@@ -12,7 +12,7 @@ import numpy as np
 
 from clipette.errors import ConfigError, StoreError, UnsupportedError
 from clipette.index.background import length_of
-from clipette.index.calibrate import Calibration, calibration_for
+from clipette.index.calibrate import FACT, Calibration, kept_calibrations, probe_of
 from clipette.index.collection import Collection
 from clipette.index.filters import Filter
 from clipette.index.mixing import Reference, mixed, rocchio
@@ -124,6 +124,7 @@ class Searcher:
         self._lock = threading.Lock()
         self._references: dict[Kind, tuple[int, Reference]] = {}
         self._calibration: tuple[object, Calibration | None] | None = None
+        self._probe: tuple[float, ...] | None = None
 
     # ------------------------------------------------------------ searching
 
@@ -346,10 +347,14 @@ class Searcher:
         """What the collection knows about this encoder's scores."""
         if self.encoder is None:
             return None
-        kept = self.collection.facts.get("calibration")
+        kept = self.collection.facts.get(FACT)
         known = self._calibration
         if known is None or known[0] is not kept:
-            known = kept, calibration_for(self.collection, self.encoder)
+            if kept is not None and self._probe is None:
+                self._probe = probe_of(self.encoder)
+            found = kept_calibrations(self.collection)
+            ours = (each for each in found if each.belongs_to(self.encoder.name, self._probe or ()))
+            known = kept, next(ours, None)
             self._calibration = known
         return known[1]
 
