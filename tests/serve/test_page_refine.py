@@ -92,8 +92,8 @@ def test_negatives_variety_and_groups(opened: Any) -> None:
     request = asked(page, lambda: page.press("#without", "Enter"))
     assert request["negatives"] == ["blue", "green sky"]
     expect(page.locator("#chips .chip")).to_have_text(["without blue (remove)", "without green sky (remove)"])
-    request = asked(page, lambda: page.locator("#push-slider").fill("80"))
-    assert request["weights"]["negative"] == pytest.approx(0.8)
+    request = asked(page, lambda: page.locator("#push-slider").fill("160"))
+    assert request["weights"]["negative"] == pytest.approx(1.6)
     assert request["negatives"] == ["blue", "green sky"]
     request = asked(page, lambda: page.locator("label.switch", has_text="Varied results").click())
     assert request["mmr"] == pytest.approx(0.6)

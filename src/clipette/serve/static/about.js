@@ -17,20 +17,29 @@ export function start(info) {
   const { model, index, limits, version } = info;
   byId("view-about").replaceChildren(
     h("div", { class: "heading" }, h("h1", { text: index.name || "This collection" }), h("p", { class: "soft", text: `${counted(index.items, "item")}, searched with ${model.name}. Clipette ${version}.` })),
-    h("div", { class: "columns" }, recall(index), section("Index", indexFacts(index)), section("Model", modelFacts(model)), section("Keyboard", KEYS.map(([key, what]) => [h("kbd", { text: key }), what]))),
-    model.card && h("section", { class: "panel card-text" }, h("h2", { text: "Model card" }), markdown(model.card)),
     h(
-      "section",
-      { class: "panel" },
-      h("h2", { text: "For programs" }),
-      h("p", {}, "Everything on this page goes through a public API: ", h("a", { href: "openapi.json", text: "its description" }), "."),
-      facts([
-        ["largest picture", `${size(limits.max_image_bytes)}, ${Math.round(limits.max_image_pixels / 1e6)} megapixels`],
-        ["most results", String(limits.max_k)],
-        ["most labels", String(limits.max_labels)],
-        ["time limit", `${limits.timeout_seconds} s`],
-      ]),
+      "div",
+      { class: "columns" },
+      h("div", {}, recall(index), section("Index", indexFacts(index))),
+      h("div", {}, section("Model", modelFacts(model)), section("Keyboard", KEYS.map(([key, what]) => [h("kbd", { text: key }), what]))),
     ),
+    model.card && h("section", { class: "panel card-text" }, h("h2", { text: "Model card" }), markdown(model.card)),
+    programs(limits),
+  );
+}
+
+function programs(limits) {
+  return h(
+    "section",
+    { class: "panel" },
+    h("h2", { text: "For programs" }),
+    h("p", {}, "Everything on this page goes through a public API: ", h("a", { href: "openapi.json", text: "its description" }), "."),
+    facts([
+      ["largest picture", `${size(limits.max_image_bytes)}, ${Math.round(limits.max_image_pixels / 1e6)} megapixels`],
+      ["most results", String(limits.max_k)],
+      ["most labels", String(limits.max_labels)],
+      ["time limit", `${limits.timeout_seconds} s`],
+    ]),
   );
 }
 
@@ -61,10 +70,14 @@ function modelFacts(model) {
   ];
 }
 
+/** How /v1/info calls what was measured, in words. */
+const SHARES = { all: "without a filter", "10%": "with a filter that keeps 10 %", "1%": "with a filter that keeps 1 %" };
+
 function recall(index) {
+  const { k = 10, queries, asked, met } = index.details.recall ?? {};
   const measured = Object.entries(index.recall ?? {}).filter(([, value]) => Number.isFinite(value));
   const bar = ([name, value]) => {
-    const element = h("li", {}, h("span", { class: "name", text: name.replaceAll("_", " ") }), h("span", { class: "part", text: value.toFixed(3) }), h("span", { class: "track", "aria-hidden": "true" }, h("i")));
+    const element = h("li", {}, h("span", { class: "name", text: SHARES[name] ?? name }), h("span", { class: "part", text: value.toFixed(3) }), h("span", { class: "track", "aria-hidden": "true" }, h("i")));
     element.style.setProperty("--part", `${(100 * value).toFixed(1)}%`);
     return element;
   };
@@ -72,7 +85,8 @@ function recall(index) {
     "section",
     { class: "panel" },
     h("h2", { text: "Measured recall" }),
-    h("p", { class: "soft", text: measured.length ? "Of the ten nearest that exact search finds, how many this index finds. Measured on sampled queries." : "Not measured: clipette index verify does it." }),
+    h("p", { class: "soft", text: measured.length ? `The share of the ${k} nearest that this index finds, measured against exact search${queries ? ` with ${queries} queries` : ""}.` : "Not measured: clipette index verify does it." }),
     measured.length > 0 && h("ol", { class: "bars" }, measured.map(bar)),
+    typeof asked === "number" && h("p", { class: "soft", text: `Asked for: ${asked}; ${met ? "met" : "not met"}.` }),
   );
 }

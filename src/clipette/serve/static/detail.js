@@ -2,7 +2,7 @@
 
 import { imageOf, show, thumbnailOf } from "./api.js";
 import { byId, h, icon, iconButton } from "./dom.js";
-import { current, focusAt, nameOf, scoreWords } from "./results.js";
+import { confidenceWords, current, focusAt, nameOf, scoreWords } from "./results.js";
 
 let actions = null;
 let place = 0;
@@ -96,7 +96,7 @@ function facts(hit) {
     return button;
   };
   const act = (name, picture, work, kind) => h("button", { type: "button", class: kind, on: { click: () => leaveFor(work, hit) } }, icon(picture), h("span", { text: name }));
-  const rows = [["score", `${scoreWords(hit)}${hit.probability == null ? "" : ` (cosine ${hit.score.toFixed(3)})`}`], ["key", hit.key]];
+  const rows = [["score", [scoreWords(hit), confidenceWords(hit)].filter(Boolean).join(", ")], ["key", hit.key]];
   for (const [name, value] of Object.entries(hit.meta)) if (value !== null && value !== "") rows.push([name.replaceAll("_", " "), String(value)]);
   return [
     h("p", { class: "soft", text: `Result ${hit.rank} of ${current().length}` }),

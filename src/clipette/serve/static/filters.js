@@ -47,25 +47,28 @@ export function describe(column, type, values) {
 /** Values of text columns that results have shown, so that a click can filter by them. */
 export class Seen {
   constructor() {
-    this.values = new Map();
+    this.counts = new Map();
+    this.items = new Set();
   }
 
-  /** Notes a hit's metadata; true where something was new. */
-  add(meta) {
-    let grown = false;
+  /** Notes the metadata of an item that was not seen before. */
+  add({ key, meta }) {
+    if (this.items.has(key) || this.items.size > 20000) return;
+    this.items.add(key);
     for (const [column, value] of Object.entries(meta)) {
       if (typeof value !== "string" || !value || value.length > 60) continue;
-      if (!this.values.has(column)) this.values.set(column, new Set());
-      const known = this.values.get(column);
-      if (known.has(value) || known.size > 500) continue;
-      known.add(value);
-      grown = true;
+      if (!this.counts.has(column)) this.counts.set(column, new Map());
+      const counts = this.counts.get(column);
+      counts.set(value, (counts.get(value) ?? 0) + 1);
     }
-    return grown;
   }
 
+  /** Values that come again: a column of file names or numbers has none to choose from. */
   of(column) {
-    return [...(this.values.get(column) ?? [])].sort((one, other) => one.localeCompare(other, "en", { numeric: true }));
+    const counts = [...(this.counts.get(column) ?? [])];
+    const often = counts.filter(([, count]) => count > 1).length;
+    if (counts.length > 3 && often < counts.length / 4) return [];
+    return counts.map(([value]) => value).sort((one, other) => one.localeCompare(other, "en", { numeric: true }));
   }
 }
 

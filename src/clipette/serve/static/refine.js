@@ -39,7 +39,7 @@ function build() {
     maxlength: 200,
     on: { change: leaveOut, keydown: (event) => event.key === "Enter" && (event.preventDefault(), leaveOut()) },
   });
-  const push = slider("push", "Strength", 0, 100, 10, (value) => update({ push: value }, { replace: true }));
+  const push = slider("push", "Strength", 0, 200, 20, (value) => update({ push: value }, { replace: true }));
   const kind = h(
     "div",
     { class: "segments", role: "radiogroup", "aria-label": "Show" },
@@ -50,7 +50,7 @@ function build() {
   const variety = toggle("variety-on", "Varied results", "Trade a little closeness for difference.", (on) => update({ variety: on ? 40 : 0 }));
   const amount = slider("variety", "How varied", 10, 90, 10, (value) => update({ variety: value }, { replace: true }));
   const group = toggle("group", "Group look-alikes", "Fold near-duplicates into one.", (on) => update({ group: on }));
-  const close = toggle("close", "Only close matches", "Say so when nothing fits.", (on) => update({ all: !on }));
+  const close = toggle("close", "Say when nothing fits", "Otherwise the nearest are shown, however far.", (on) => update({ all: !on }));
   close.element.hidden = !info.index.calibrated;
   const where = h("input", {
     type: "text",

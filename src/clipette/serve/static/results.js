@@ -24,9 +24,13 @@ export const current = () => hits;
 /** What a hit is called, for alt texts and headings: its caption, else its key. */
 export const nameOf = (hit) => hit.text || hit.key;
 
-/** `87 %` where the collection is calibrated, else the cosine. */
-export function scoreWords(hit) {
-  return hit.probability === null || hit.probability === undefined ? hit.score.toFixed(3).replace("-", "−") : `${Math.round(100 * hit.probability)} %`;
+/** The cosine, with a real minus. */
+export const scoreWords = (hit) => hit.score.toFixed(3).replace("-", "−");
+
+/** What the score means here, where the collection is calibrated; else "". */
+export function confidenceWords({ confidence }) {
+  if (confidence === null || confidence === undefined) return "";
+  return `above ${confidence > 0.995 ? "nearly all" : `${Math.floor(100 * confidence)} % of`} searches for what is not here`;
 }
 
 /** Show `found`, best first. A card whose item was there before is moved, not made again: its picture does not flicker. */
@@ -80,9 +84,9 @@ function build(first) {
     const words = scoreWords(hit);
     shot.setAttribute("aria-label", `${hit.rank}. ${nameOf(hit)}, score ${words}`);
     score.textContent = words;
-    score.title = `cosine ${hit.score.toFixed(4)}`;
-    const part = hit.probability ?? Math.max(0, hit.score / best);
-    meter.style.setProperty("--part", `${(100 * part).toFixed(1)}%`);
+    score.title = [`cosine ${hit.score.toFixed(4)}`, confidenceWords(hit)].filter(Boolean).join(", ");
+    meter.style.setProperty("--part", `${Math.max(0, (100 * hit.score) / best).toFixed(1)}%`);
+    element.dataset.fits = String(hit.fits ?? "");
     more.textContent = `+${hit.duplicates.length}`;
     more.title = "look-alikes folded into this";
     more.hidden = !hit.duplicates.length;

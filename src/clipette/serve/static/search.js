@@ -8,6 +8,7 @@ import { failureNotice, notice, Waiting } from "./notice.js";
 import * as picture from "./picture.js";
 import * as refine from "./refine.js";
 import * as results from "./results.js";
+import { samples } from "./samples.js";
 import { fresh, now, update } from "./state.js";
 
 const PAGE = 24;
@@ -102,10 +103,12 @@ function open(hit) {
   detail.open(hit);
 }
 
+/** For evaluation: which result of which list was taken. The user's own picture is not part of it. */
 function log(hit, action) {
   if (!info.features.clicks) return;
-  const { q, key } = now();
-  click({ key: hit.key, rank: hit.rank, action, ...(q && { text: q }), ...(key && { image_key: key }) });
+  const { q, key, upload, without } = now();
+  const query = { ...(q && { text: q }), ...(key && { image_key: key }), image: Boolean(upload), negatives: without };
+  click({ key: hit.key, rank: hit.rank, action, ...query, shown: results.current().map((each) => each.key) });
 }
 
 // ---------------------------------------------------------------- marks
@@ -222,6 +225,7 @@ function empty(lost) {
   byId("more").hidden = true;
   byId("notice").replaceChildren();
   byId("start").hidden = false;
+  offer();
   if (lost) answer({ icon: "image", title: "The picture of this search is not here any more", text: "Your own pictures are not part of the address. Give it again to repeat the search." });
 }
 
@@ -255,7 +259,8 @@ function fail(error, state, file) {
 function tell(state, part) {
   const far = part.below_threshold && !state.all;
   const hits = far ? [] : part.hits;
-  if (part.hits.map((hit) => seen.add(hit.meta)).includes(true)) refine.renderFilters(state);
+  for (const hit of part.hits) seen.add(hit);
+  refine.renderFilters(state);
   results.render(hits, marks);
   byId("more").hidden = far || !part.final || hits.length < wanted() || wanted() >= info.limits.max_k;
   byId("status").textContent = statusOf(hits, part);
@@ -266,7 +271,7 @@ function tell(state, part) {
 
 function statusOf(hits, part) {
   if (!hits.length) return "No results";
-  const time = part.took_ms < 10 ? part.took_ms.toFixed(1) : Math.round(part.took_ms).toLocaleString("en");
+  const time = part.took_ms < 1 ? "under 1" : Math.round(part.took_ms).toLocaleString("en");
   const more = part.final ? "" : " · looking closer";
   return `${hits.length.toLocaleString("en")} of ${info.index.items.toLocaleString("en")} · ${time} ms${more}`;
 }
@@ -287,6 +292,17 @@ function nothingThere(state) {
   else answer({ icon: "nothing", title: "Nothing found", text: state.kind === "text" ? "This collection may hold pictures only." : "" });
 }
 
+let offered = false;
+
+/** Pictures to begin from, once. */
+async function offer() {
+  if (offered) return;
+  offered = true;
+  const row = await samples(info, useItem, (hits) => hits.forEach((hit) => seen.add(hit)));
+  if (row) byId("start").append(row);
+  refine.renderFilters(now());
+}
+
 const answer = (what) => byId("notice").replaceChildren(notice(what));
 
 // ---------------------------------------------------------------- the empty page
@@ -305,9 +321,10 @@ function adaptToModel() {
   const what = words === 0 ? counted(pictures, "picture") : counted(info.index.items, "item");
   byId("hero-line").textContent = `${what} on this server. ${ways}`;
   const tip = (name, title, words) => h("div", { class: "tip" }, icon(name), h("h2", { text: title }), h("p", { class: "soft", text: words }));
-  byId("start").replaceChildren(
-    text ? tip("type", "Say it", "Plain words, as you would describe it. A minus leaves something out: beach -people.") : "",
-    images ? tip("clip", "Show it", "Drop a picture anywhere, paste one, or choose it. Add words to steer.") : "",
+  const tips = [
+    text && tip("type", "Say it", "Plain words, as you would describe it. A minus leaves something out: beach ‑people."),
+    images && tip("clip", "Show it", "Drop a picture anywhere, paste one, or choose it. Add words to steer."),
     tip("up", "Steer it", "Mark what is right and what is wrong, and the search follows. Or ask for more like this."),
-  );
+  ];
+  byId("start").replaceChildren(h("div", { class: "tips" }, tips));
 }

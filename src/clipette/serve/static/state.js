@@ -6,7 +6,7 @@ const DEFAULTS = Object.freeze({
   key: "", // an item as the query: more like this
   upload: 0, // a picture of this visit, by number: not in the address
   without: Object.freeze([]),
-  push: 50, // strength of `without`, percent
+  push: 100, // strength of `without`, percent
   balance: 50, // words against picture, percent
   kind: "image",
   k: 0, // results wanted; 0: the first page
@@ -26,7 +26,7 @@ const TABS = ["search", "classify", "about"];
 const KINDS = ["image", "text", "any"];
 const LISTS = { without: "not", liked: "liked", disliked: "disliked", labels: "label" };
 const STRINGS = { q: "q", key: "key", where: "where", item: "item", template: "template" };
-const NUMBERS = { push: ["push", 0, 100], balance: ["balance", 5, 95], variety: ["variety", 0, 90], k: ["k", 0, 1000] };
+const NUMBERS = { push: ["push", 0, 200], balance: ["balance", 5, 95], variety: ["variety", 0, 90], k: ["k", 0, 1000] };
 const FLAGS = { group: "group", all: "all" };
 const FILTER = "f.";
 
