@@ -1,0 +1,256 @@
+"""The server under load on loopback: batching against one by one, overload, memory over time, exactness of its search.
+
+One machine: the load's own work and the server share its cores. Vectors and answers are not cached here, every request
+is computed. ``limit``: the latency with as many clients as one batch holds, that is the most that is served without a
+queue; at three times the rate that was reached there, requests that are accepted should take at most twice as long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from clipette.data.dataset import Dataset
+from clipette.data.sources import load_data
+from clipette.evaluate.retrieval import retrieval
+from clipette.export.bundle import export_bundle
+from clipette.index.build import build_index
+from clipette.models.inference import TorchEncoder
+from clipette.resolve import resolve
+from clipette.runtime import is_bundle
+from clipette.types import Encoder, Sample
+from common import PROJECT, arguments, bench_cache, finish, machine, say, shared_folder
+from load import ask_all, closed_loop, cycled, open_loop, post, sampled
+
+BATCH = 32
+KS = (1, 5, 10)
+OVERLOAD = 3.0
+PICTURES, TEXTS = 256, 2000
+UNTRAINED = {
+    "dim": 32,
+    "image": {"kind": "timm", "name": "test_efficientnet", "size": 48},
+    "text": {"kind": "small", "width": 32, "layers": 2, "heads": 2, "tokenizer": "words", "vocabulary": 400},
+}
+# No memory of what was computed: the model is measured, not the cache.
+UNCACHED = ("query_cache_entries=0", "result_cache_bytes=0")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running ``clipette serve``."""
+
+    process: subprocess.Popen[str]
+    host: str
+    port: int
+
+    def rss(self) -> float:
+        """Resident memory in MiB."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@contextmanager
+def served(index: Path, model: Path, *settings: str) -> Iterator[Server]:
+    """``clipette serve`` in a process of its own."""
+    command = [sys.executable, "-m", "clipette", "serve", str(index), "--model", str(model), "--port", "0"]
+    for setting in (*UNCACHED, *settings):
+        command += ["--set", setting]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        if not line.startswith("open http"):
+            raise RuntimeError(f"the server did not start: {line}{process.stderr.read()}")
+        found = urlsplit(line.split()[1])
+        assert found.hostname is not None
+        assert found.port is not None
+        yield Server(process, found.hostname, found.port)
+    finally:
+        process.terminate()
+        process.wait(120)
+        if process.stderr is not None:
+            process.stderr.close()
+
+
+def embedding_requests(data: Dataset, each: int) -> dict[str, list[bytes]]:
+    """``/v1/embeddings`` requests of ``each`` inputs: texts, images."""
+    captions = [caption for sample in data.samples for caption in sample.captions]
+    texts = [f"{captions[n % len(captions)]} {n}" for n in range(TEXTS)]
+    pictures = [_base64(sample) for sample in data.samples[:PICTURES]]
+    inputs = {"text": texts, "image": pictures}
+    return {
+        name: [
+            post("/v1/embeddings", {"input": many[n : n + each], "modality": name, "encoding_format": "base64"})
+            for n in range(0, len(many) - each + 1, each)
+        ]
+        for name, many in inputs.items()
+    }
+
+
+def _base64(sample: Sample) -> str:
+    assert sample.image is not None
+    return base64.b64encode(sample.image.read()).decode()
+
+
+async def throughput(server: Server, bodies: Sequence[bytes], clients: int, seconds: float, items: int) -> Any:
+    load = await closed_loop(server.host, server.port, cycled(bodies), clients=clients, seconds=seconds, items=items)
+    return load.summary()
+
+
+async def batched_arms(server: Server, data: Dataset, seconds: float) -> dict[str, Any]:
+    """With batching: one client, as many as a batch holds, whole batches in one request; then overload."""
+    one, whole = embedding_requests(data, 1), embedding_requests(data, BATCH)
+    found: dict[str, Any] = {}
+    for name in ("text", "image"):
+        say(f"{name}: with batching")
+        arms = {
+            "idle": await throughput(server, one[name], 1, seconds, 1),
+            "limit": await throughput(server, one[name], BATCH, seconds, 1),
+            "bulk": await throughput(server, whole[name], 2, seconds, BATCH),
+        }
+        rate = OVERLOAD * arms["limit"]["items_s"]
+        say(f"{name}: overload, {rate:.0f} requests a second")
+        over = await open_loop(server.host, server.port, cycled(one[name]), rate=rate, seconds=2 * seconds)
+        arms["overload"] = {**over.summary(), "asked_s": round(rate, 2)}
+        if over.latencies:
+            arms["overload"]["p99_over_limit"] = round(arms["overload"]["p99_ms"] / arms["limit"]["p99_ms"], 3)
+        found[name] = arms
+    return found
+
+
+async def unbatched_arms(server: Server, data: Dataset, seconds: float) -> dict[str, Any]:
+    """Batches of one: a client alone, and as many clients as a batch would hold."""
+    one = embedding_requests(data, 1)
+    found = {}
+    for name in ("text", "image"):
+        say(f"{name}: one by one")
+        found[name] = {
+            "one_by_one": await throughput(server, one[name], 1, seconds, 1),
+            "unbatched": await throughput(server, one[name], BATCH, seconds, 1),
+        }
+    return found
+
+
+async def soak(server: Server, data: Dataset, seconds: float) -> dict[str, Any]:
+    """Mixed requests for a while; resident memory before, after a tenth, and at the end."""
+    one = embedding_requests(data, 1)
+    searches = [post("/v1/search", {"text": c, "k": 20}) for s in data.samples[:200] for c in s.captions[:1]]
+    mixed = [each for three in zip(one["text"], cycled(one["image"]), cycled(searches), strict=False) for each in three]
+    before = server.rss()
+    readings: list[float] = []
+    watch = asyncio.create_task(sampled(max(0.05, seconds / 200), server.rss, readings))
+    load = await closed_loop(server.host, server.port, cycled(mixed), clients=8, seconds=seconds)
+    watch.cancel()
+    settled, last = readings[len(readings) // 10 :], readings[-max(1, len(readings) // 10) :]
+    return {
+        "seconds": seconds,
+        **load.summary(),
+        "rss_before_mib": round(before, 1),
+        "rss_settled_mib": round(float(np.median(settled[: len(last)])), 1),
+        "rss_end_mib": round(float(np.median(last)), 1),
+        "rss_most_mib": round(max(readings), 1),
+    }
+
+
+async def exactness(server: Server, data: Dataset, encoder: Encoder) -> dict[str, Any]:
+    """Text-to-image hit@k through ``/v1/search`` beside the offline evaluation of the same model on the same data."""
+    pairs = [(caption, sample.key) for sample in data.samples for caption in sample.captions]
+    requests = [post("/v1/search", {"text": caption, "k": max(KS)}) for caption, _ in pairs]
+    answers = await ask_all(server.host, server.port, requests, clients=8)
+    ranked = [[hit["key"] for hit in answer["hits"]] for answer in answers]
+    found = [(keys, key) for keys, (_, key) in zip(ranked, pairs, strict=True)]
+    through = {f"hit@{k}": float(np.mean([key in keys[:k] for keys, key in found])) for k in KS}
+    measured_ = retrieval(encoder, data).t2i
+    offline = {name: float(measured_[name].value) for name in through}
+    return {
+        "queries": len(pairs),
+        "served": through,
+        "offline": offline,
+        "largest_difference": max(abs(through[name] - offline[name]) for name in through),
+    }
+
+
+def prepared(options: argparse.Namespace, folder: Path) -> tuple[Path, Dataset]:
+    """The bundle and the data to serve with."""
+    shared = shared_folder()
+    if options.data:
+        data = load_data(options.data)
+    elif shared is not None and not options.smoke:
+        data = load_data(f"wds:{shared / 'data' / 'flickr8k-test-000.tar'}")
+    else:
+        data = load_data("world:test?n=48&size=48&captions=2")
+    if options.model is not None:
+        if not is_bundle(options.model):
+            raise SystemExit(f"{options.model}: no bundle; make one with clipette export")
+        return options.model, data
+    if shared is not None and not options.smoke:
+        from flickr8k import Bench, train
+
+        run = train(Bench(shared, bench_cache("flickr8k"), None, None), "A", 0)
+        encoder = resolve(str(run), device="cpu")
+    else:
+        from clipette.models.spec import ModelSpec
+        from clipette.models.students import build_model
+
+        words = [caption for sample in data.samples for caption in sample.captions]
+        spec = ModelSpec.model_validate(UNTRAINED)
+        encoder = TorchEncoder(build_model(spec, captions=words), name="untrained", device="cpu")
+    assert isinstance(encoder, TorchEncoder)
+    return export_bundle(encoder, folder / "student.bundle").path, data
+
+
+async def measured(index: Path, model: Path, data: Dataset, options: argparse.Namespace) -> dict[str, Any]:
+    """Every arm."""
+    with served(index, model, "batch_size=1", "batch_wait=0") as server:
+        found = await unbatched_arms(server, data, options.seconds)
+    with served(index, model, f"batch_size={BATCH}", f"max_in_flight={2 * BATCH}") as server:
+        for name, arms in (await batched_arms(server, data, options.seconds)).items():
+            found[name] |= arms
+        say(f"soaking for {options.soak:g} s")
+        memory = await soak(server, data, options.soak)
+        say("exactness")
+        exact = await exactness(server, data, resolve(str(model)))
+    for arms in found.values():
+        alone = arms["one_by_one"]["items_s"]
+        arms["gain"] = {name: round(arms[name]["items_s"] / alone, 2) for name in ("unbatched", "limit", "bulk")}
+    return {**found, "memory": memory, "exactness": exact}
+
+
+def main() -> None:
+    parser = arguments(__doc__, "bench-serve")
+    parser.add_argument("--model", type=Path, help="a bundle; by default Flickr8k's student A, exported")
+    parser.add_argument("--data", help="captioned images; by default Flickr8k's test split")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each arm")
+    parser.add_argument("--soak", type=float, default=600.0, help="seconds of mixed load while memory is watched")
+    options = parser.parse_args()
+    if options.smoke:
+        options.seconds, options.soak = 1.0, 2.0
+    with tempfile.TemporaryDirectory(prefix="clipette-bench-serve-") as name:
+        folder = Path(name)
+        model, data = prepared(options, folder)
+        say(f"indexing {len(data)} images")
+        build_index(data, resolve(str(model)), folder / "my.index").close()
+        found = asyncio.run(measured(folder / "my.index", model, data, options))
+    installed = importlib.util.find_spec("infinity_emb") is not None
+    # It serves models of a hub, not bundles: beside it belongs the same architecture from there, by hand.
+    found["infinity"] = "installed: not measured, it reads no bundles" if installed else "not installed"
+    finish({"machine": machine(), "model": model.name, "data": data.name, "batch": BATCH, **found}, options.out)
+
+
+if __name__ == "__main__":
+    main()
