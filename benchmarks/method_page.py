@@ -24,7 +24,13 @@ GROUPS = {
 
 
 def write_page(summary: Mapping[str, Any], path: Path) -> None:
-    """One file, everything inside, everything escaped."""
+    """bench-methods' page."""
+    title = f"Distillation methods, tier {summary['tier']}"
+    write_template("methods.html.j2", {"title": title, "tables": _tables(summary), "summary": summary}, path)
+
+
+def write_template(template: str, values: Mapping[str, Any], out: Path) -> None:
+    """``out/report.html``: one file, everything inside, everything escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([HERE, TEMPLATES]),
         autoescape=True,
@@ -35,15 +41,9 @@ def write_page(summary: Mapping[str, Any], path: Path) -> None:
     environment.filters.update(
         number=number, interval=interval, figures=figures, count=counted, times=times, png=data_uri
     )
-    values = {
-        "title": f"Distillation methods, tier {summary['tier']}",
-        "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "tiles": [],
-        "tables": _tables(summary),
-        "summary": summary,
-        "origin": origin(),
-    }
-    write_atomic(path, environment.get_template("methods.html.j2").render(values).encode())
+    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    page = environment.get_template(template).render({"tiles": [], "origin": origin(), "made": made, **values})
+    write_atomic(out / "report.html", page.encode())
 
 
 def _tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

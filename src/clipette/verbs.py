@@ -138,6 +138,7 @@ def distill(
     student: str | None = None,
     store: str | Path | None = None,
     teacher_online: bool = False,
+    budget: str | None = None,
     overrides: Sequence[str] = (),
     out: str | Path,
     resume: bool = True,
@@ -145,8 +146,18 @@ def distill(
 ) -> Path:
     """Train a student on a teacher's outputs; what the losses need is poured first if it is not stored.
 
-    Returns the run directory. ``teacher_online`` runs the teacher at every step instead, for comparison.
+    Returns the run directory. ``teacher_online`` runs the teacher at every step instead, for comparison. ``budget``
+    (``10m``, ``0.1gmacs``): in place of a recipe; the rules of ``train/budget.py`` choose student, losses, schedule.
     """
+    if budget is not None:
+        if recipe is not None or teacher_online:
+            raise ConfigError("--budget plans student, losses and schedule: leave out the recipe and --teacher-online")
+        if not resume and Path(out).exists():
+            shutil.rmtree(out)
+        own = None if student is None else student_spec(student, read_recipe("default", default="default")[0])
+        rest: dict[str, Any] = {"store": store, "overrides": overrides, "device": device}
+        recipe = _plan(budget, teacher, data, Path(out), dev=dev, student=own, **rest)
+        student, resume = None, True
     listed = load_data(data) if recipe is None and data is not None else None
     read, base = read_recipe(recipe, overrides, default=_default_recipe(listed))
     if student is not None:
@@ -167,6 +178,44 @@ def distill(
         store=store,
         online=teacher_online,
         listed=listed,
+    )
+
+
+def _plan(
+    budget: str,
+    teacher: str | None,
+    data: str | None,
+    out: Path,
+    *,
+    dev: str | None,
+    student: ModelSpec | None,
+    store: str | Path | None,
+    overrides: Sequence[str],
+    device: str | None,
+) -> Path:
+    """The recipe that a budget buys, written beside the run."""
+    from clipette.train.budget import parse_budget
+    from clipette.train.planning import Setting, plan_within
+
+    wanted = parse_budget(budget)
+    if teacher is None or data is None:
+        raise ConfigError("--budget needs --teacher and --data: they decide what it buys")
+    listed = load_data(data)
+    encoder = resolve(teacher, device=device)
+    if not isinstance(encoder, TorchEncoder):
+        raise ConfigError(f"--budget measures the teacher at work, and {teacher} is only stored: name a recipe")
+    return plan_within(
+        Setting(
+            budget=wanted,
+            data=listed,
+            teacher=encoder,
+            out=out,
+            store=None if store is None else Path(store),
+            dev=None if dev is None else load_data(dev),
+            student=student,
+            overrides=tuple(overrides),
+            device=device,
+        )
     )
 
 

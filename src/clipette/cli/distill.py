@@ -12,6 +12,7 @@ from clipette.cli.options import Dev, Device, Overrides, Resume, TrainingData
 EXAMPLES = """\
 clipette distill recipe.yaml --store stores/teacher --data wds:train.tar --out runs/student
 clipette distill recipe.yaml --teacher runs/teacher --data wds:train.tar --out runs/student --set seed=1
+clipette distill --budget 10m --teacher runs/teacher --data wds:train.tar --out runs/student
 clipette distill recipe.yaml --teacher runs/teacher --teacher-online --data folder:photos --out runs/online"""
 
 
@@ -26,6 +27,14 @@ def distill(
     teacher_online: Annotated[
         bool, typer.Option("--teacher-online", help="Run the teacher in the loop: slower, for comparison.")
     ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME|GMACS",
+            help="In place of a recipe: 10m, 0.1gmacs or 10m,0.1gmacs chooses the student's size, losses and schedule. "
+            "The time counts pouring and training; GMACs are the student's image tower's, per image.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     resume: Resume = True,
     device: Device = None,
@@ -41,6 +50,7 @@ def distill(
         student=student,
         store=store,
         teacher_online=teacher_online,
+        budget=budget,
         overrides=overrides or [],
         out=out,
         resume=resume,

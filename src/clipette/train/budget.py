@@ -77,7 +77,7 @@ CHEAPER = 3.0
 SHARES = (0.93, 0.86, 0.79, 0.71, 0.64, 0.57, 0.5, 0.43)
 # Sides are multiples of this: what convolutions of stride 2 and patches of 16 divide without a rest.
 SIDE = 16
-SMALLEST_SIDE = 64
+SMALLEST_SIDE = 32
 # Where the teacher's trunk cannot shrink by pixels (transformers, large CNNs), one of these, cheapest last: pretrained
 # timm backbones with their GMACs at 224 px as timm states them.
 LADDER: tuple[tuple[str, float], ...] = (
@@ -119,17 +119,20 @@ def candidates(side: int, gmacs: float, *, shrinks: bool) -> list[Candidate]:
 
 
 def affordable(found: Sequence[Candidate], budget: Budget, teacher_gmacs: float) -> list[Candidate]:
-    """Those within the budget's GMACs, or three times cheaper than the teacher; best first.
+    """Those within the budget's GMACs, best first: the teacher's own shrunken trunk, then the dearest.
 
-    Its own shrunken trunk goes before a strange one of the same cost. Raises ``ConfigError`` where none is that small.
+    Without GMACs, those three times cheaper than the teacher, or the cheapest of all where none is. Raises
+    ``ConfigError`` where none is cheap enough.
     """
     limit = teacher_gmacs / CHEAPER if budget.gmacs is None else budget.gmacs
     kept = [each for each in found if each.gmacs <= limit]
+    if not kept and budget.gmacs is None:
+        kept = list(found[-1:])
     if not kept:
-        least = min((each.gmacs for each in found), default=math.nan)
+        least = f"the cheapest has {found[-1].gmacs:.3g}" if found else "its own trunk cannot be made smaller"
         raise ConfigError(
-            f"--budget: no student of {limit:.3g} GMACs an image is known for this teacher (the cheapest has "
-            f"{least:.3g}): give more, or name a --student"
+            f"--budget: no student of {limit:.3g} GMACs an image is known for this teacher of {teacher_gmacs:.3g} "
+            f"({least}): give more, or name a --student"
         )
     return sorted(kept, key=lambda each: (not each.inherits, -each.gmacs))
 
@@ -165,8 +168,8 @@ def views_for(seconds: float | None, images: int, seconds_a_view: float) -> int:
         needed = images * seconds_a_view / POUR_SHARE
         raise ConfigError(
             f"--budget: pouring {images} images through this teacher takes about {images * seconds_a_view:.0f} s, more "
-            f"than {POUR_SHARE:.0%} of the time: give {needed / 60:.0f}m or more, fewer images (`?limit=`), or pour "
-            "before (`clipette pour`) and name the --store"
+            f"than {POUR_SHARE:.0%} of the time: give {math.ceil(needed / 60)}m or more, fewer images (`?limit=`), or "
+            "pour before (`clipette pour`) and name the --store"
         )
     return min(MOST_VIEWS, views)
 

@@ -58,7 +58,7 @@ def _run(job: Job, device: torch.device) -> LoopResult:
         student.to(device)
     settings = recipe.masks
     masks = None if settings is None else Masks(student, settings.towers, keep=settings.keep)
-    objective, texts = _objective(job, student, masks)
+    objective, texts = build_objective(job, student, masks)
     feed = build_feed(job, student, objective, device)
     if masks is not None and settings is not None:
         masks.schedule(round(settings.warmup * recipe.train.total_steps(feed.steps_per_epoch)))
@@ -94,7 +94,7 @@ def _run(job: Job, device: torch.device) -> LoopResult:
     return result
 
 
-def _objective(
+def build_objective(
     job: Job, student: DualEncoder, masks: Masks | None
 ) -> tuple[Objective, tuple[tuple[str, ...], Tensor] | None]:
     """The task, and (texts, vectors) for an image-only student to carry."""
