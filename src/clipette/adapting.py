@@ -67,7 +67,10 @@ def adapt(
 def first_stage(
     how: AdaptFirst, *, base: str | None, data: str | None, out: Path, resume: bool, device: str | None
 ) -> Path:
-    """What a distillation's teacher learns before it is poured (PromptKD's first stage). Returns its run directory."""
+    """What a distillation's teacher learns before it is poured (PromptKD's first stage). Returns its run directory.
+
+    Raises ``UserError`` as ``adapt``, saying how to leave the stage out.
+    """
     if base is None:
         raise ConfigError("adapt: there is no teacher to adapt: name one with --teacher, or set adapt to null")
     overrides = [f"classes={how.classes}", *([] if how.shots is None else [f"shots={how.shots}"]), *how.set]
@@ -187,8 +190,7 @@ class _Study:
         if recipe.labels.source == "pseudo":
             # Of every image, unlabelled, the shots are those that the base is most confident of.
             chosen = replace(chosen, train=part.train, dev=None)
-            labels = recipe.labels.model_copy(update={"per_class": shots or recipe.labels.per_class})
-            own = own.model_copy(update={"labels": labels})
+            own = own.model_copy(update={"shots": shots})
         folder = self.out / "runs" / f"{recipe.name}-{part.name}-{shots or 'all'}-{seed}"
         told = [own.model_dump(mode="json"), chosen.train.fingerprint(), self.base.space]
         told.append({name: test.fingerprint() for name, test in chosen.tests.items()})

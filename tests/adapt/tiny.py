@@ -29,7 +29,15 @@ SPEC: dict[str, Any] = {
         "size": 16,
         "head": {"kind": "linear"},
     },
-    "text": {"kind": "small", "width": 16, "layers": 3, "heads": 2, "tokenizer": "words", "vocabulary": 300},
+    "text": {
+        "kind": "small",
+        "width": 16,
+        "layers": 3,
+        "heads": 2,
+        "tokenizer": "words",
+        "vocabulary": 300,
+        "context_length": 64,
+    },
 }
 
 

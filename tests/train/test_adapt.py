@@ -22,7 +22,7 @@ from clipette.models.inference import TorchEncoder
 from clipette.resolve import resolve, resolve_classifier
 from clipette.tasks.pour import PourPlan, pour
 from clipette.train.adapt import AdaptJob, run_adapt
-from clipette.train.adapt_measure import measure_run, top1
+from clipette.train.adapt_measure import _label, measure_run, top1
 from clipette.train.frozen import cache_folder
 from clipette.train.log import read_metrics
 from clipette.types import Encoder
@@ -262,8 +262,17 @@ def test_measured_runs_say_what_they_may_be_compared_with(tmp_path: Path) -> Non
     found = measure_run(made.base, made.out, halves)
     assert set(found.figures) == {"base", "all"}
     assert all(0 <= value <= 1 for value in found.figures.values())
+    assert found.protocol["base"].startswith("transductive (trained on 2 of its 2 classes and 6 of its 6 images)")
+    fresh = Dataset(
+        "other", tuple(replace(s, key=f"t-{s.key}", image=None) for s in tiny.data(8).samples), tiny.CLASSES
+    )
+    halves = {"base": fresh.filter(classes="base"), "novel": fresh.filter(classes="novel")}
+    seen = read_trained_on(made.out)
+    assert seen is not None
+    assert [_label(seen, name, half).partition(" ")[0] for name, half in halves.items()] == ["inductive"] * 2
+    assert _label(seen, "novel", halves["base"]).startswith("transductive (trained on 2 of its 2 classes and 0 of its")
     assert set(found.cost) == {"parameters", "bytes", "seconds"}
     assert found.cost["parameters"] == 4 * 16
     kept = len(list(cache_folder().glob("image-*")))
-    measure_run(made.base, made.out, halves)
+    measure_run(made.base, made.out, {"all": tiny.data()})
     assert len(list(cache_folder().glob("image-*"))) == kept, "test images are encoded once"

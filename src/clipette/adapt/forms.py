@@ -173,7 +173,8 @@ def _tuned(frozen: Frozen, adapter: Adapter, classes: tuple[str, ...]) -> DualEn
     shape, tower = PromptShape(**adapter.facts["shape"]), frozen.model.image_tower()
     prompts = ClassContext.of(frozen, classes, shape.count, position=shape.position, rest=shape.rest)
     trunk = TuningTrunk(prompts, adapter.tensors["context"], adapter.facts["settings"])
-    return packed_encoder(tower, trunk, LogitHead(lambda logits: logits, {}), classes)
+    told = {**adapter.facts, "classes": list(classes)}
+    return packed_encoder(tower, trunk, LogitHead(lambda logits: logits, {}), classes, told=told)
 
 
 FORMS: dict[str, Build] = {

@@ -67,8 +67,8 @@ class MaPLe:
     def __init__(
         self, how: settings.MaPLe, frozen: Frozen, classes: tuple[str, ...], *, templates: str = "single", seed: int = 0
     ) -> None:
-        start = start_of(frozen.model.text_tower(), how.tokens, how.start, seed=seed)
         depth = shared_depth(frozen, how.depth)
+        start = start_of(frozen.model.text_tower(), how.tokens, how.start, seed=seed)
         width = token_width(frozen.model.image_tower())
         self.frozen = frozen
         self.classes = classes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from clipette.types import Encoded, Sample
 
 # Far above the length of centred logits (100 · √C, or so), and small enough that half precision holds them.
 RADIUS = 1e4
+NOTHING: Mapping[str, Any] = {}
 WORDINGS = ("none", "single")
 
 
@@ -64,19 +66,26 @@ class LogitHead(nn.Module):
         return pack(self.logits_of(x))
 
 
-def packed_encoder(tower: ImageTower, trunk: nn.Module, head: LogitHead, classes: Sequence[str]) -> DualEncoder:
+def packed_encoder(
+    tower: ImageTower,
+    trunk: nn.Module,
+    head: LogitHead,
+    classes: Sequence[str],
+    *,
+    told: Mapping[str, Any] = NOTHING,
+) -> DualEncoder:
     """An encoder whose cosines with its class names, times its scale, are the logits that ``head`` packs.
 
-    ``tower``: the base's, for its preprocessing.
+    ``tower``: the base's, for its preprocessing. ``told``: what changes the trunk's output beside its weights.
     """
-    inner = {"kind": tower.blueprint.kind, "arguments": dict(tower.blueprint.arguments), "trunk": type(trunk).__name__}
+    inner = {"kind": tower.blueprint.kind, "arguments": dict(tower.blueprint.arguments)}
     width = len(classes) + 1
     image = ImageTower(
         trunk,
         head,
         preprocess=tower.preprocess,
         width=width,
-        blueprint=Blueprint("packed_logits", {"inner": inner}, tower.blueprint.assets),
+        blueprint=Blueprint("packed_logits", {"inner": inner, "told": dict(told)}, tower.blueprint.assets),
     )
     rows = torch.eye(len(classes), width)
     said = {text: row for row, name in enumerate(classes) for text in _texts(name)}

@@ -59,8 +59,8 @@ class PromptSRC:
         templates: str = "single",
         seed: int = 0,
     ) -> None:
-        start = start_of(frozen.model.text_tower(), how.tokens, how.start, seed=seed)
         depth = shared_depth(frozen, how.depth)
+        start = start_of(frozen.model.text_tower(), how.tokens, how.start, seed=seed)
         tokens = DeepPrompts(depth, how.visual, token_width(frozen.model.image_tower()), seed=seed + 1)
         dim = frozen.model.dim
         self.frozen = frozen

@@ -152,6 +152,7 @@ class TPT(ContextSettings):
     share: float = Field(default=0.1, gt=0, le=1)
     steps: int = Field(default=1, ge=0)
     lr: float = Field(default=5e-3, gt=0)
+    from_run: str | None = None
 
 
 class ZeroShot(StrictModel):

@@ -73,17 +73,21 @@ class TrainedOn:
         Inductive: no image was trained on, and of the classes at most the first half, CoOp's base classes.
         Transductive: anything else. Images are told by where they are, or by the whole data set's fingerprint.
         """
-        seen = self._images_of(data)
+        seen = self.images_of(data)
         images = f"{seen} of its {len(data)} images"
         if not self.classes:
             return f"transductive (trained on {images})" if seen else ""
-        known = set(self.classes)
-        trained = [not known.isdisjoint(_forms(name)) for name in class_names]
+        trained = self.knows(class_names)
         beyond = any(trained[base_count(len(trained)) :]) or all(trained)
         label = "transductive" if seen or beyond else "inductive"
         return f"{label} (trained on {sum(trained)} of its {len(trained)} classes and {images})"
 
-    def _images_of(self, data: Dataset) -> int:
+    def knows(self, class_names: Iterable[str]) -> list[bool]:
+        """Which of these classes were trained on, by whatever wording."""
+        known = set(self.classes)
+        return [not known.isdisjoint(_forms(name)) for name in class_names]
+
+    def images_of(self, data: Dataset) -> int:
         """How many of the images were trained on; from those within reach, where not all are known."""
         if data.fingerprint() in self.fingerprints:
             return len(data)

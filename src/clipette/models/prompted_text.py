@@ -34,7 +34,8 @@ def named(text: str, wording: str) -> str | None:
 class ContextTokenizer:
     """Texts of ``wording`` with places for the learned context; every other text as the tower inside reads it.
 
-    Arrays of the inner tokenizer, and ``learned`` [N] (1 where there is a context), ``places`` [N, M], ``ends`` [N].
+    Arrays of the inner tokenizer, and ``learned`` [N, 1] (1 where there is a context), ``places`` [N, M] and ``ends``
+    [N, 1].
     """
 
     def __init__(self, inner: Tokenizer, shape: PromptShape, wording: str = WORDING) -> None:
@@ -55,10 +56,10 @@ class ContextTokenizer:
         shape, filler = self.shape, self._prompts.filler
         said = [text if name is None else shape.text(filler, name) for text, name in zip(texts, names, strict=True)]
         arrays = dict(self.inner(said))
-        learned, ends = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64)
+        learned, ends = np.zeros((len(texts), 1), np.int64), np.zeros((len(texts), 1), np.int64)
         places = np.zeros((len(texts), shape.count), np.int64)
         if rows:
-            _, places[rows], ends[rows] = self._prompts([names[row] or "" for row in rows])
+            _, places[rows], ends[rows, 0] = self._prompts([names[row] or "" for row in rows])
             learned[rows] = 1
         return {**arrays, "learned": learned, "places": places, "ends": ends}
 
@@ -77,7 +78,7 @@ class ContextTrunk(nn.Module):
 
     def forward(self, tokens: Mapping[str, Tensor]) -> Tensor:
         """[N, width] of tokens [N, L]."""
-        learned = tokens["learned"].bool()
+        learned = tokens["learned"][:, 0].bool()
         inner = {name: value for name, value in tokens.items() if name not in ("learned", "places", "ends")}
         if not learned.any():
             return cast(Tensor, self.tower(inner))
@@ -129,7 +130,7 @@ def rebuilt_context(tower: TextTower, arguments: Mapping[str, Any]) -> TextTower
 
 
 class KnownTokenizer:
-    """The inner tokenizer's arrays, and ``row`` [N]: which of ``texts`` it is, or -1."""
+    """The inner tokenizer's arrays, and ``row`` [N, 1]: which of ``texts`` it is, or -1."""
 
     def __init__(self, inner: Tokenizer, texts: Sequence[str], wording: str) -> None:
         self.inner = inner
@@ -144,7 +145,7 @@ class KnownTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Ints]:
         rows = np.array([self._row.get(text, -1) for text in texts], dtype=np.int64)
-        return {**self.inner(texts), "row": rows}
+        return {**self.inner(texts), "row": rows[:, None]}
 
 
 class KnownTrunk(nn.Module):
@@ -159,7 +160,7 @@ class KnownTrunk(nn.Module):
 
     def forward(self, tokens: Mapping[str, Tensor]) -> Tensor:
         """[N, width] of tokens [N, L]."""
-        rows = tokens["row"]
+        rows = tokens["row"][:, 0]
         known = rows >= 0
         inner = {name: value[~known] for name, value in tokens.items() if name != "row"}
         out = self.vectors[rows.clamp_min(0)]

@@ -82,24 +82,28 @@ def run_adapt(job: AdaptJob) -> Adapted:
     recipe, weights = job.recipe, weights_digest(job.base.model)
     frozen = freeze(job.base)
     data = chosen_data(job.data, recipe)
-    identity = _identity(recipe, data, weights)
+    identity = _identity(recipe, data, job.dev, weights)
     _refuse_another(job.out, identity)
+    # What chooses its own labels has seen every image, and not those alone that it learns from.
+    seen = TrainedOn.of(data, data.class_names)
     if recipe.labels.source == "pseudo":
-        data = pseudo_labelled(job.base, frozen, data, recipe.labels, recipe.templates)
+        data = pseudo_labelled(job.base, frozen, data, recipe)
     job = replace(job, data=data, dev=None if job.dev is None else named_alike(job.dev, data.class_names))
     if rank() == 0:
         write_atomic(job.out / "recipe.yaml", dump_yaml(recipe).encode())
     barrier()
     found = _learn(job, frozen, identity)
     if rank() == 0:
-        _save(job, found, weights, identity)
+        _save(job, found, seen, weights, identity)
     barrier()
     return found
 
 
-def _identity(recipe: AdaptRecipe, data: Dataset, weights: str) -> str:
+def _identity(recipe: AdaptRecipe, data: Dataset, dev: Dataset | None, weights: str) -> str:
     told = recipe.model_dump(mode="json", exclude={"about", "paper", "name", "dev", "base", "data"})
-    return digest_json({"recipe": told, "data": data.fingerprint(), "base": weights, "ranks": world_size()})
+    chosen_by = None if dev is None else dev.fingerprint()
+    seen = {"data": data.fingerprint(), "dev": chosen_by}
+    return digest_json({"recipe": told, **seen, "base": weights, "ranks": world_size()})
 
 
 def _refuse_another(out: Path, identity: str) -> None:
@@ -235,9 +239,8 @@ def _untuned(method: settings.TPT, frozen: Frozen, classes: tuple[str, ...]) -> 
 # ---------------------------------------------------------------- what is left
 
 
-def _save(job: AdaptJob, found: Adapted, weights: str, identity: str) -> None:
+def _save(job: AdaptJob, found: Adapted, seen: TrainedOn, weights: str, identity: str) -> None:
     recipe, folder = job.recipe, job.out / "model"
-    seen = TrainedOn.of(job.data, job.data.class_names)
     card: dict[str, Any] = {
         "recipe": recipe.name,
         "method": recipe.method.kind,

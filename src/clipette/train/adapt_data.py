@@ -16,14 +16,16 @@ from clipette.adapt.learner import Frozen
 from clipette.adapt.learners import LEARNERS
 from clipette.adapt.settings import LOOP, TPT, ZeroShot
 from clipette.adapt.upl import pseudo_labels, teacher_probabilities
-from clipette.data.dataset import Dataset
+from clipette.data.dataset import Classes, Dataset
 from clipette.data.loading import FailureLimit, iter_images
+from clipette.data.views import ViewPolicy
 from clipette.errors import ConfigError, DataError, StoreError
 from clipette.losses.numerics import unit
+from clipette.metrics.classification import base_count
 from clipette.models.inference import TorchEncoder
 from clipette.store import Store, open_store
 from clipette.tasks.pour import PourPlan, pour
-from clipette.train.adapt_recipe import AdaptRecipe, LabelSettings
+from clipette.train.adapt_recipe import AdaptRecipe
 from clipette.train.frozen import cache_folder, image_trunk_features
 from clipette.types import Failure
 
@@ -40,9 +42,9 @@ def chosen_data(data: Dataset, recipe: AdaptRecipe) -> Dataset:
         raise DataError(
             f"{data.reference}: to adapt, classes must have names: give the data classes, or name them with ?names=FILE"
         )
-    data = data.filter(classes=recipe.classes)
     if recipe.labels.source == "pseudo":
-        return data
+        return _unlabelled(data, recipe.classes)
+    data = data.filter(classes=recipe.classes)
     known = tuple(sample for sample in data.samples if sample.label is not None)
     if not known:
         raise DataError(
@@ -51,6 +53,14 @@ def chosen_data(data: Dataset, recipe: AdaptRecipe) -> Dataset:
         )
     data = replace(data, samples=known)
     return data if recipe.shots is None else data.few_shot(recipe.shots, recipe.seed)
+
+
+def _unlabelled(data: Dataset, classes: Classes) -> Dataset:
+    """All images, to be told apart into these classes; where they have labels, the images of these classes alone."""
+    if any(sample.label is not None for sample in data.samples) or classes == "all":
+        return data.filter(classes=classes)
+    middle = base_count(len(data.class_names))
+    return replace(data, class_names=data.class_names[:middle] if classes == "base" else data.class_names[middle:])
 
 
 def base_vectors(base: TorchEncoder, data: Dataset, *, max_failures: float = 0.1) -> tuple[Dataset, Tensor]:
@@ -89,9 +99,8 @@ def poured(
 
 
 def _plan(recipe: AdaptRecipe) -> PourPlan:
-    policy = recipe.views.policy()
-    law = {} if policy is None else {"policy": policy}
-    return PourPlan(images=policy is None, views=recipe.views.count, captions=False, max_failures=0.1, **law)
+    count, policy = recipe.views.count, recipe.views.policy() or ViewPolicy()
+    return PourPlan(images=count == 0, views=count, captions=False, policy=policy)
 
 
 def given_store(base: TorchEncoder, path: Path, data: Dataset) -> tuple[Store, Dataset]:
@@ -130,18 +139,21 @@ def labels_of(data: Dataset) -> Tensor:
     return torch.tensor([int(sample.label or 0) for sample in data.samples], dtype=torch.int64)
 
 
-def pseudo_labelled(
-    base: TorchEncoder, frozen: Frozen, data: Dataset, settings: LabelSettings, templates: str
-) -> Dataset:
+def pseudo_labelled(base: TorchEncoder, frozen: Frozen, data: Dataset, recipe: AdaptRecipe) -> Dataset:
     """The images that the zero-shot classifier is most confident of, with its labels in place of any they have.
+
+    Of each class ``recipe.shots`` where they are given, else ``labels.per_class``.
 
     Paper: Huang et al. (UPL), 2022, section 3.2. Raises ``DataError`` where none is confident enough.
     """
+    settings = recipe.labels
     data, vectors = base_vectors(base, data)
     texts = ClassTexts(
-        frozen.class_vectors(data.class_names, templates), float(base.model.scale), float(base.model.bias)
+        frozen.class_vectors(data.class_names, recipe.templates), float(base.model.scale), float(base.model.bias)
     )
-    found = pseudo_labels(teacher_probabilities([(texts, vectors)]), settings.per_class, at_least=settings.at_least)
+    found = pseudo_labels(
+        teacher_probabilities([(texts, vectors)]), recipe.shots or settings.per_class, at_least=settings.at_least
+    )
     if not len(found.rows):
         raise DataError(f"{data.reference}: no image is as confident as labels.at_least {settings.at_least}: lower it")
     if found.missing:

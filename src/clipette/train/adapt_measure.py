@@ -12,7 +12,7 @@ from clipette.adapt.forms import apply_adapter, wording_of
 from clipette.adapt.learner import Frozen
 from clipette.data.dataset import Dataset
 from clipette.errors import DataError
-from clipette.evaluate.protocol import read_trained_on
+from clipette.evaluate.protocol import TrainedOn, read_trained_on
 from clipette.models.inference import TorchEncoder
 from clipette.tasks.adapt import freeze
 from clipette.train.dev import DevMeter
@@ -47,6 +47,18 @@ def measure_run(base: TorchEncoder, folder: Path, tests: Mapping[str, Dataset]) 
     summary = json.loads((folder / "summary.json").read_text())
     return Measured(
         {name: top1(frozen, adapter, test, device=str(base.device)) for name, test in tests.items()},
-        {name: "" if seen is None else seen.protocol(test, test.class_names) for name, test in tests.items()},
+        {name: "" if seen is None else _label(seen, name, test) for name, test in tests.items()},
         {name: summary[name] for name in ("parameters", "bytes", "seconds")},
+    )
+
+
+def _label(seen: TrainedOn, name: str, test: Dataset) -> str:
+    """Transductive: a test image was seen, labelled or not; or, of base-to-novel's novel half, a class.
+
+    Few shots of a class that is tested are what adaptation is: they alone make nothing transductive.
+    """
+    images, classes = seen.images_of(test), sum(seen.knows(test.class_names))
+    label = "transductive" if images or (name == "novel" and classes) else "inductive"
+    return (
+        f"{label} (trained on {classes} of its {len(test.class_names)} classes and {images} of its {len(test)} images)"
     )

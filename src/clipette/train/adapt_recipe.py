@@ -14,8 +14,8 @@ from clipette.train.settings import TrainSettings
 
 
 class LabelSettings(StrictModel):
-    """Where labels come from. ``pseudo`` (UPL): of each class the ``per_class`` images that the base's zero-shot
-    classifier is most confident of, and of at least ``at_least``; the images' own labels are not read."""
+    """Where labels come from. ``pseudo`` (UPL): of each class the ``per_class`` images (or ``shots``) that the base's
+    zero-shot classifier is most confident of, and of at least ``at_least``; the images' own labels are not read."""
 
     source: Literal["given", "pseudo"] = "given"
     per_class: int | None = Field(default=16, ge=1)

@@ -1,0 +1,38 @@
+"""bench-adapt on its tiny settings: every part runs, and a finished arm is read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.benchmarks.test_benchmarks import smoke
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_world_promptkd_and_costs(project: Path, tmp_path: Path) -> None:
+    command = ("benchmarks/adapt.py", "--parts", "world,promptkd,cost")
+    summary = smoke(project, tmp_path, *command)
+    rows = summary["world"]["base_to_novel"]
+    assert {row["figure"] for row in rows} == {"base", "novel", "harmonic_mean"}
+    assert len(rows) == 3 * 10
+    assert all(row["protocol"] == "inductive" for row in rows)
+    assert set(summary["promptkd"]["transductive"]) == {"both stages", "zero-shot teacher"}
+    costs = summary["cost"]["methods"]
+    assert costs["coop"]["parameters"] == 4 * 128
+    assert all(each["peak_mb"] > 0 for each in costs.values())
+    assert summary["cost"]["texts_once"]["ratio"] > 0
+    again = smoke(project, tmp_path, *command[:2], "world,promptkd")
+    assert again["world"] == summary["world"]
+
+
+def test_real_data(project: Path, shared: Path, tmp_path: Path) -> None:
+    from tests.adapt import tiny
+
+    base = tiny.write_base(tmp_path / "base")
+    summary = smoke(project, tmp_path, "benchmarks/adapt.py", "--parts", "real", "--teacher", base)
+    assert set(summary["real"]) == {"caltech101", "cifar100", "pacs", "eurosat"}
+    domains = {row["figure"] for row in summary["real"]["pacs"]}
+    assert "mean" in domains
+    assert len(domains) == 5
+    assert {row["shots"] for row in summary["real"]["eurosat"]} == {1, 2}
