@@ -128,8 +128,12 @@ class Tidier:
         with self._tidying:
             unused = unused_blobs(self._state.snapshot)
             if unused:
-                kept = lambda blobs: {name: record for name, record in blobs.items() if name not in unused}  # noqa: E731
-                self._state.change(lambda manifest: replace(manifest, blobs=kept(manifest.blobs)))
+
+                def changed(manifest: Manifest) -> Manifest:
+                    kept = {name: record for name, record in manifest.blobs.items() if name not in unused}
+                    return replace(manifest, blobs=kept)
+
+                self._state.change(changed)
                 for name in unused:
                     blob_path(self._state.path, name).unlink(missing_ok=True)
 
