@@ -23,6 +23,7 @@ PUBLISHED = (
     "mobileclip",
     "rkd",
     "gram",
+    "clip-rd",
     "promptkd-stage2",
     "ood",
     "dkd",

@@ -73,6 +73,7 @@ TWINS: dict[str, Callable[..., float]] = {
     "distill_clip": logits.distill_clip,
     "affinity_mimicking": logits.affinity_mimicking,
     "gradient_distillation": gradients.gradient_distillation,
+    "clip_rd": relations.clip_rd,
     "class_text_kl": logits.class_text_kl,
     "class_text_bce": logits.class_text_bce,
     "class_text_dkd": decoupled.class_text_dkd,
@@ -168,6 +169,10 @@ def both_pairs() -> Iterator[Case]:
         teacher = {"teacher_image": units(make, b, d), "teacher_text": units(make, b, d)}
         yield Case("interactive_contrastive", f"B{b}-D{d}", student, teacher, {"scale": 5.0})
         yield Case("gradient_distillation", f"B{b}-D{d}", student, teacher, *scales)
+        # What is held still is another tensor here: a twin cannot move one use of a vector and not the other.
+        held = {**teacher, "held_image": units(make, b, d), "held_text": units(make, b, d)}
+        for number, weights in enumerate(({}, {"vertical": 0.5, "cross": 3.0})):
+            yield Case("clip_rd", f"B{b}-D{d}-{number}", student, held, {"scale": 5.0}, {"held_scale": 4.0}, weights)
     student = {**student, "student_text": units(make, 5, 3)}
     teacher = {**teacher, "teacher_text": units(make, 5, 3)}
     options = {"ids": torch.tensor([1, 2, 1, 4]), "text_ids": torch.tensor([2, 1, 1, 9, 4])}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reference.plain import Matrix, cos, huber, kl, length, mean, minus, softmax
+from reference.plain import Matrix, cos, cross_entropy, huber, kl, length, logits, mean, minus, softmax, transpose
 
 
 def rkd_distance(student: Matrix, teacher: Matrix) -> float:
@@ -53,3 +53,38 @@ def intra_modal_kl(student: Matrix, teacher: Matrix, student_scale: float, teach
         q = softmax([student_scale * cos(student[i], student[j]) for j in others])
         terms.append(kl(p, q))
     return mean(terms)
+
+
+def clip_rd(
+    student_image: Matrix,
+    student_text: Matrix,
+    teacher_image: Matrix,
+    teacher_text: Matrix,
+    scale: float,
+    held_image: Matrix,
+    held_text: Matrix,
+    held_scale: float,
+    vertical: float = 1.0,
+    cross: float = 1.0,
+) -> float:
+    def divergence(target: Matrix, student: Matrix) -> float:
+        terms = []
+        for p, q in ((target, student), (transpose(target), transpose(student))):
+            for i in range(len(p)):
+                terms.append(kl(softmax(p[i]), softmax(q[i])))
+        return mean(terms)
+
+    def contrast(student: Matrix) -> float:
+        terms = []
+        for q in (student, transpose(student)):
+            for i in range(len(q)):
+                terms.append(cross_entropy(q[i], [1.0 if c == i else 0.0 for c in range(len(q))]))
+        return mean(terms)
+
+    of_images, of_texts = logits(student_image, teacher_image, scale), logits(student_text, teacher_text, scale)
+    x, y = logits(student_image, teacher_text, scale), logits(student_text, teacher_image, scale)
+    held_x = logits(held_image, teacher_text, held_scale)
+    held_y = logits(held_text, teacher_image, held_scale)
+    held_texts = logits(held_text, teacher_text, held_scale)
+    along = divergence(held_texts, of_images) + contrast(of_images) + contrast(of_texts)
+    return vertical * along + cross * (divergence(held_x, y) + divergence(held_y, x)) / 2

@@ -35,7 +35,7 @@ from clipette.losses.logits import (
     in_batch_bce,
     in_batch_kl,
 )
-from clipette.losses.relations import gram, intra_modal_kl, rkd_angle, rkd_distance
+from clipette.losses.relations import clip_rd, gram, intra_modal_kl, rkd_angle, rkd_distance
 
 LOSSES: Mapping[str, Callable[..., Tensor]] = {
     # (image, text): one model's own image-text pairs.
@@ -58,6 +58,7 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "distill_clip": distill_clip_loss,
     "affinity_mimicking": affinity_mimicking,
     "gradient_distillation": gradient_distillation,
+    "clip_rd": clip_rd,
     # (student_image, teacher_image, student_classes, teacher_classes): images against class texts.
     "class_text_kl": class_text_kl,
     "class_text_bce": class_text_bce,
@@ -86,6 +87,7 @@ __all__ = [
     "class_text_kl",
     "class_text_standardized_kl",
     "clip_loss",
+    "clip_rd",
     "cosine",
     "dist",
     "distill_clip_loss",

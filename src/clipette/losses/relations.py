@@ -110,6 +110,63 @@ def intra_modal_kl(student: Tensor, teacher: Tensor, *, student_scale: Scalar, t
     return kl_rows(of_student, of_teacher).mean()
 
 
+def clip_rd(
+    student_image: Tensor,
+    student_text: Tensor,
+    teacher_image: Tensor,
+    teacher_text: Tensor,
+    *,
+    scale: Scalar,
+    vertical: float = 1.0,
+    cross: float = 1.0,
+    held_image: Tensor | None = None,
+    held_text: Tensor | None = None,
+    held_scale: Scalar | None = None,
+) -> Tensor:
+    """How each student vector sees the teacher's of the batch must be alike for images and texts, and across both.
+
+    V^I = σ·s^img t^imgᵀ, V^T = σ·s^txt t^txtᵀ, X = σ·s^img t^txtᵀ, Y = σ·s^txt t^imgᵀ; a bar: held still (no gradient);
+    K(A‖B) and C(B): the mean over rows and columns of KL(softmax A ‖ softmax B), and of CE(B, diagonal).
+    vertical · [K(V̄^T ‖ V^I) + C(V^I) + C(V^T)] + cross · ½ [K(X̄ ‖ Y) + K(Ȳ ‖ X)]
+
+    Shapes: all [B, D] of one width, unit length; row i of each belongs to one pair. ``scale`` multiplies cosines.
+    ``held_*``: what is held still, where that is not the student itself. The teacher receives no gradient.
+    Range: ≥ 0; 0 at B = 1. In nats.
+
+    Raises:
+        ModelError: widths differ.
+        InternalError: counts differ.
+
+    Paper: Chung et al. (CLIP-RD), arXiv 2603.25383, 2026: VRD (with its contrastive terms) and XRD, read from the
+    release; its HRD, ICL and FD are ``in_batch_kl``, ``interactive_contrastive`` and ``mse``.
+    Deviation: one scale, exponentiated; the release learns three, of which the logarithm multiplies.
+    """
+    check_rows(student_image=student_image, teacher_image=teacher_image)
+    check_rows(student_text=student_text, teacher_text=teacher_text, student_image=student_image)
+    still_image = (student_image if held_image is None else held_image).detach()
+    still_text = (student_text if held_text is None else held_text).detach()
+    still_scale = fixed(scale if held_scale is None else held_scale)
+    images, texts = teacher_image.detach(), teacher_text.detach()
+    of_images, of_texts = similarity(student_image, images) * scale, similarity(student_text, texts) * scale
+    x, y = similarity(student_image, texts) * scale, similarity(student_text, images) * scale
+    held_x, held_y = similarity(still_image, texts) * still_scale, similarity(still_text, images) * still_scale
+    held_texts = similarity(still_text, texts) * still_scale
+    along = _both_kl(of_images, held_texts) + _both_ce(of_images) + _both_ce(of_texts)
+    across = (_both_kl(y, held_x) + _both_kl(x, held_y)) / 2
+    return vertical * along + cross * across
+
+
+def _both_kl(student: Tensor, target: Tensor) -> Tensor:
+    """The mean over rows and columns [B, B] of KL(target ‖ student)."""
+    return (kl_rows(student, target).mean() + kl_rows(student.T, target.T).mean()) / 2
+
+
+def _both_ce(logits: Tensor) -> Tensor:
+    """The mean over rows and columns [B, B] of the cross-entropy of their own position."""
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
 def _off_diagonal(square: Tensor) -> Tensor:
     """[B, B] without its diagonal: [B, B − 1], row order kept."""
     count = len(square)

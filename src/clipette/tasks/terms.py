@@ -110,6 +110,18 @@ def _gradient(t: Tensors, o: Options) -> Tensor:
     )
 
 
+def _clip_rd(t: Tensors, o: Options) -> Tensor:
+    return relations.clip_rd(
+        t["adapted_image"],
+        _first(t["adapted_text"], t["adapted_image"]),
+        t["teacher_image"],
+        _first(t["teacher_text"], t["teacher_image"]),
+        scale=t["student_scale"],
+        vertical=o["vertical"],
+        cross=o["cross"],
+    )
+
+
 def _fused(t: Tensors, o: Options) -> Tensor:
     return contrastive.clip_loss(t["fused_image"], t["fused_text"], scale=t["student_scale"], **_whose(t))
 
@@ -258,6 +270,7 @@ TERMS: dict[str, Term] = {
     ),
     "class_text_standardized_kl": _over_classes(decoupled.class_text_standardized_kl, {"temperature": 2.0}),
     "gradient": Term(_gradient, PAIRS, BOTH),
+    "clip_rd": Term(_clip_rd, PAIRS, BOTH, {"vertical": 1.0, "cross": 1.0}),
     # confidence 0 is MobileCLIP's plain mean of the teachers' probabilities.
     "in_batch_ensemble": Term(_in_batch_ensemble, PAIRS, options={"confidence": 0.0}, joint=True),
     "class_text_ensemble": Term(
