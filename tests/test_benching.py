@@ -6,16 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.export.test_bundle import student
+from tests.export.kinds import student
 
 from clipette import benching
 from clipette.benching import bench, bench_models
 from clipette.errors import ConfigError
-from clipette.evaluate.bench_page import bench_page, front
+from clipette.evaluate.bench_page import Bench, bench_page
 from clipette.evaluate.results import Figure
 from clipette.export.bundle import export_bundle
 from clipette.models.inference import TorchEncoder
 from clipette.models.saved import save_model
+from clipette.runtime.sessions import choose_engine
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +25,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     model = student()
     save_model(model, folder / "whole", name="star")
     return str(folder / "whole"), str(export_bundle(TorchEncoder(model, name="s", device="cpu"), folder / "b").path)
-
-
-def test_the_front() -> None:
-    assert front([1.0, 2.0, 3.0, 2.0], [0.5, 0.6, 0.55, 0.4]) == [True, True, False, False]
-    assert front([1.0, 1.0], [0.5, 0.5]) == [True, True], "equal models beat nobody"
-    assert front([None, 1.0], [0.9, 0.5]) == [False, True]
 
 
 def test_a_model_and_its_bundle(
@@ -47,6 +42,7 @@ def test_a_model_and_its_bundle(
     whole, bundle = (summary["models"][name] for name in models)  # type: ignore[index]
     assert summary["threads"] == 1
     assert whole["figure"] == bundle["figure"]
+    assert (whole["engine"], bundle["engine"]) == ("torch", choose_engine())
     for row in (whole, bundle):
         assert row["images_s"] > 0
         assert row["ms_1"] <= row["ms_1_p99"]
@@ -70,16 +66,16 @@ def test_a_model_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
 def test_a_page_without_data_has_no_figure() -> None:
     flat = dict.fromkeys(("images_s", "images_core_s", "ms_1", "ms_1_p99", "texts_s", "text_ms_1"), 2.0)
     row = {**flat, "mb": 3.0, "peak_mb": 4.0, "load_s": None}
-    page = bench_page(["<b>x</b>"], [row], "", None, data="", threads=2)
+    page = bench_page(Bench(["<b>x</b>"], [row]), data="", threads=2)
     assert "&lt;b&gt;x&lt;/b&gt;" in page
     assert 'class="chart"' not in page
-    shown = bench_page(["x", "y"], [row, row], "top-1", [Figure(0.5), Figure(0.4)], data="d", threads=2)
+    shown = bench_page(Bench(["x", "y"], [row, row], "top-1", [Figure(0.5), Figure(0.4)]), data="d", threads=2)
     assert shown.count(">front<") == 1
 
 
 def test_figures_come_back_as_they_were_sent() -> None:
     speed = benching.Speed({1: (1.0, 2.0), 8: (3.0, 4.0), 32: (5.0, 6.0)}, 7.0, 8.0)
-    sent = benching.Benched("m", speed, None, 1.0, 2.0, 3.0, 1, torch=False)
+    sent = benching.Benched("m", speed, None, 1.0, 2.0, 3.0, 1, engine="openvino")
     from dataclasses import asdict
 
     assert benching._benched(json.loads(json.dumps(asdict(sent)))) == sent

@@ -8,7 +8,7 @@ The verbs of the command line are functions here, loaded when first used (import
     vectors = encoder.encode_images(["photo.jpg"])
 
 ``load``, ``pour``, ``pretrain``, ``adapt``, ``adapt_study``, ``distill``, ``evaluate``, ``compare``, ``prompts``,
-``classify``, ``export``, ``add_class``, ``quantize``, ``bench``, ``demo``, ``doctor``.
+``classify``, ``export``, ``add_class``, ``quantize``, ``prune``, ``bench``, ``demo``, ``doctor``.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         pour,
         pretrain,
         prompts,
+        prune,
         quantize,
     )
 
@@ -57,6 +58,7 @@ __all__ = [
     "pour",
     "pretrain",
     "prompts",
+    "prune",
     "quantize",
 ]
 

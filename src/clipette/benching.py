@@ -38,7 +38,10 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Benched:
-    """One model on this machine. ``mb``: its files, ``peak_mb``: the most memory its process held (10⁶ bytes)."""
+    """One model on this machine. ``mb``: its files, ``peak_mb``: the most memory its process held (10⁶ bytes).
+
+    ``engine``: ``torch``, ``onnxruntime`` or ``openvino``.
+    """
 
     model: str
     images: Speed | None
@@ -47,7 +50,7 @@ class Benched:
     peak_mb: float
     load_seconds: float
     threads: int
-    torch: bool
+    engine: str
 
     def flat(self) -> dict[str, float | None]:
         """The figures that tables and ``summary.json`` show."""
@@ -115,7 +118,7 @@ def bench_here(reference: str) -> Benched:
         peak_mb=_peak_bytes() / 1e6,
         load_seconds=loading,
         threads=_threads(torch),
-        torch=torch,
+        engine="torch" if torch else encoder.engine,
     )
 
 
@@ -194,7 +197,7 @@ def bench(
     Writes ``bench.html`` and ``summary.json`` into ``out``; returns the summary. Raises ``ConfigError`` for no model.
     """
     from clipette.data.sources import load_data
-    from clipette.evaluate.bench_page import bench_page, print_bench
+    from clipette.evaluate.bench_page import Bench, bench_page, print_bench
     from clipette.evaluate.task import task_figure, task_templates
     from clipette.io import write_atomic, write_json
     from clipette.resolve import resolve
@@ -212,7 +215,11 @@ def bench(
     flat = [each.flat() for each in benched]
     summary: dict[str, object] = {
         "models": {
-            reference: {**each, **({} if figures is None else {"figure": figures[row].value})}
+            reference: {
+                **each,
+                "engine": benched[row].engine,
+                **({} if figures is None else {"figure": figures[row].value}),
+            }
             for row, (reference, each) in enumerate(zip(references, flat, strict=True))
         },
         "figure": name,
@@ -220,10 +227,11 @@ def bench(
         "threads": benched[0].threads,
     }
     folder = Path(out)
-    page = bench_page(references, flat, name, figures, data=data or "", threads=benched[0].threads)
+    table = Bench(references, flat, name, figures)
+    page = bench_page(table, data=data or "", threads=benched[0].threads)
     write_atomic(folder / "bench.html", page.encode())
     write_json(folder / "summary.json", summary)
-    print_bench(references, flat, name, figures)
+    print_bench(table)
     return summary
 
 

@@ -18,11 +18,13 @@ from clipette.data.dataset import Dataset
 from clipette.data.sources import load_data
 from clipette.data.views import ViewPolicy
 from clipette.errors import ConfigError
+from clipette.evaluate.protocol import read_trained_on
 from clipette.measuring import classify as classify
 from clipette.measuring import compare as compare
 from clipette.measuring import evaluate as evaluate
 from clipette.measuring import recorded_card
 from clipette.models.inference import TorchEncoder
+from clipette.models.saved import load_model
 from clipette.models.spec import ModelSpec
 from clipette.models.stored import StoredEncoder
 from clipette.prompting import prompts as prompts
@@ -101,8 +103,15 @@ def _default_recipe(listed: Dataset | None) -> str:
 
 
 def student_spec(reference: str, recipe: Recipe) -> ModelSpec:
-    """``--student``: a YAML file of a ``ModelSpec``, ``timm:NAME`` (the recipe's texts stay), ``open_clip:NAME``."""
+    """``--student``: a YAML file of a ``ModelSpec``, ``timm:NAME`` (the recipe's texts stay), ``open_clip:NAME``, or a
+    run directory (a pruned model)."""
     kind, _, name = reference.partition(":")
+    if Path(reference).is_dir():
+        part = {"kind": "saved", "path": str(Path(reference).resolve())}
+        model = load_model(Path(reference)).model
+        text = {"text": part} if model.text is not None else {"text": None, "space": "teacher"}
+        logits = "clip" if model.logit_bias is None else "siglip"
+        return ModelSpec.model_validate({"image": part, **text, "logits": logits})
     if kind == "timm":
         image = {"kind": "timm", "name": name, "head": {"kind": "linear"}}
         return ModelSpec.model_validate({**recipe.student.model_dump(), "image": image})
@@ -161,7 +170,8 @@ def distill(
     listed = load_data(data) if recipe is None and data is not None else None
     read, base = read_recipe(recipe, overrides, default=_default_recipe(listed))
     if student is not None:
-        read = read.model_copy(update={"student": student_spec(student, read)})
+        start = {"init": str(Path(student).resolve())} if Path(student).is_dir() else {}
+        read = read.model_copy(update={"student": student_spec(student, read), **start})
     if read.adapt is not None:
         given = {"base": teacher or read.teacher, "data": data or read.data}
         teacher = str(first_stage(read.adapt, **given, out=Path(out) / "teacher", resume=resume, device=device))
@@ -220,22 +230,42 @@ def _plan(
 
 
 def export(
-    model: str, out: str | Path, *, labels: Sequence[str] = (), templates: str = "openai80"
+    model: str,
+    out: str | Path,
+    *,
+    format: str = "bundle",
+    labels: Sequence[str] = (),
+    templates: str = "openai80",
 ) -> dict[str, object]:
     """Write ``model`` as a bundle that needs no PyTorch to the folder ``out``; what was written, and its parity.
 
+    ``format``: ``open_clip`` or ``hf`` for a folder that these libraries load, where its architecture is theirs.
     ``labels``: a class bundle, with the vectors of these classes (worded by ``templates``) and no text tower. Raises
     ``UnsupportedError`` where a tower or tokenizer has no such form, or would not say the same.
     """
     from clipette.export.bundle import export_bundle
     from clipette.export.classes import with_classes
+    from clipette.export.peers import FORMATS, export_folder
 
     encoder = resolve(model, device="cpu")
     if not isinstance(encoder, TorchEncoder):
         raise ConfigError(f"{model} is no PyTorch model: it has nothing to export")
+    if format != "bundle":
+        if format not in FORMATS:
+            raise ConfigError(f"format '{format}' is none of bundle, {', '.join(FORMATS)}")
+        if labels:
+            raise ConfigError("labels make a class bundle: leave them out, or use the format bundle")
+        written = export_folder(encoder, out, format, card=recorded_card(model))
+        return {"folder": str(written.path), "load": written.load, "largest_difference": written.difference}
     if labels:
         encoder = with_classes(encoder, labels, templates)
-    found = export_bundle(encoder, out, card=recorded_card(model), templates=templates if labels else None)
+    found = export_bundle(
+        encoder,
+        out,
+        card=recorded_card(model),
+        templates=templates if labels else None,
+        trained_on=read_trained_on(model),
+    )
     difference = {"images": found.parity.images, "texts": found.parity.texts}
     return {"bundle": str(found.path), "bytes": found.bytes, "largest_difference": difference}
 
@@ -280,6 +310,54 @@ def quantize(
     )
     sizes = {"bytes": found.bytes, "bytes_before": found.bytes_before}
     return {"bundle": str(found.path), "setting": found.setting, **sizes, **found.quality.to_dict()}
+
+
+def prune(
+    model: str,
+    out: str | Path,
+    *,
+    depth: float = 1.0,
+    width: float = 1.0,
+    hidden: float = 1.0,
+    towers: Sequence[str] = ("image", "text"),
+    by: str | None = None,
+    data: str | None = None,
+    gate: bool = True,
+    milder: bool = False,
+    cosine: float = 0.99,
+    loss: float = 0.01,
+) -> dict[str, object]:
+    """Write a smaller sister of ``model``, with its weights, as a run directory; what remains are the given shares.
+
+    Only if, on ``data``, it loses no more than ``cosine`` and ``loss`` allow (``GateError`` otherwise), or, without
+    ``gate``, as a start for ``distill(student=...)``.
+    """
+    from clipette.export.gate import Budget
+    from clipette.export.prune import BY, prune
+    from clipette.export.shrink import Shares
+
+    encoder = resolve(model, device="cpu")
+    if not isinstance(encoder, TorchEncoder):
+        raise ConfigError(f"{model} is no PyTorch model: prune the model, and export it then")
+    if by is not None and by not in BY:
+        raise ConfigError(f"by: '{by}' is none of {', '.join(BY)}")
+    found = prune(
+        encoder,
+        out,
+        shares=Shares(depth, width, hidden),
+        data=None if data is None else load_data(data),
+        towers=towers,
+        by=None if by is None else BY[by],
+        gate=gate,
+        milder=milder,
+        budget=Budget(cosine, loss),
+        card=recorded_card(model),
+        trained_on=read_trained_on(model),
+    )
+    sizes = {"parameters": found.parameters, "parameters_before": found.parameters_before}
+    figures = {} if found.quality is None else found.quality.to_dict()
+    then = f"clipette distill --teacher {model} --student {found.path} --data ... --out ..."
+    return {"run": str(found.path), "setting": found.setting, **sizes, **figures, "then": then}
 
 
 def demo(out: str | Path = "runs/demo", seed: int = 0) -> dict[str, Any]:

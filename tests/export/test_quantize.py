@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from tests.export.test_bundle import student
+from tests.export.kinds import student
 
 from clipette.data.dataset import Dataset
 from clipette.data.sources import load_data
@@ -18,10 +20,15 @@ from clipette.errors import ConfigError, GateError, UnsupportedError
 from clipette.export import smaller
 from clipette.export.bundle import export_bundle
 from clipette.export.gate import Budget, Quality
+from clipette.export.nncf_int8 import Nncf
 from clipette.export.quantize import Static, dynamic, half, median_cosine, runs_of_layers, unshared, vectors
 from clipette.export.smaller import quantize
 from clipette.models.inference import TorchEncoder
-from clipette.runtime import load_bundle
+from clipette.runtime import load_bundle, sessions
+
+needs_nncf = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("nncf", "openvino")), reason="NNCF is not installed"
+)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +125,8 @@ def test_a_smaller_bundle_says_what_it_lost(bundle: Path, data: Dataset, tmp_pat
     assert made.space == load_bundle(bundle).space
     assert made.bundle.manifest["precision"] == "int8, 0 of 10 runs of layers kept"
     assert made.bundle.manifest["gate"]["cosine_images"] == found.quality.cosine_images
+    assert made.bundle.manifest["engine"] == "onnxruntime"
+    assert found.bytes == sum(len(data) for data in made.bundle.files.values())
     assert "int8" in (tmp_path / "q" / "card.md").read_text()
     with pytest.raises(ConfigError, match="int8, 0 of 10 runs of layers kept already"):
         quantize(tmp_path / "q", data, tmp_path / "again")
@@ -130,7 +139,7 @@ def test_a_broken_quantization_is_refused_and_milder_ones_are_tried(
     bundle: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    honest = smaller._Graphs.int8
+    honest = smaller._Graphs.__call__
 
     def broken(self: smaller._Graphs, kept: int) -> dict[str, bytes]:
         asked.append(kept)
@@ -145,7 +154,7 @@ def test_a_broken_quantization_is_refused_and_milder_ones_are_tried(
             graphs["image.onnx"] = model.SerializeToString()
         return graphs
 
-    monkeypatch.setattr(smaller._Graphs, "int8", broken)
+    monkeypatch.setattr(smaller._Graphs, "__call__", broken)
     out = tmp_path / "q"
     with pytest.raises(GateError, match=r"(?s)1 of 10 runs.*median cosine of images.*--milder"):
         quantize(bundle, data, out, budget=Budget(cosine=0.9, loss=1.0))
@@ -159,6 +168,31 @@ def test_a_broken_quantization_is_refused_and_milder_ones_are_tried(
     with pytest.raises(GateError):
         quantize(bundle, data, out, kept=0, budget=Budget(cosine=0.9, loss=1.0))
     assert load_bundle(out).bundle.manifest["precision"] == found.setting, "a refused bundle replaces nothing"
+
+
+@needs_nncf
+def test_nncf_quantizes_both_towers_for_openvino(bundle: Path, data: Dataset, tmp_path: Path) -> None:
+    budget = Budget(cosine=0.8, loss=1.0)
+    found = quantize(bundle, data, tmp_path / "q", precision="nncf", kept=0, budget=budget)
+    assert found.bytes < found.bytes_before
+    made = load_bundle(tmp_path / "q")
+    assert made.bundle.manifest["engine"] == "openvino"
+    for file in ("image.onnx", "text.onnx"):
+        kinds = {node.op_type for node in onnx.load_from_string(made.bundle.files[file]).graph.node}
+        assert "QuantizeLinear" in kinds, file
+    # It runs on onnxruntime too.
+    texts = ["a red star", "two dotted rings"]
+    other = load_bundle(tmp_path / "q", engine="onnxruntime")
+    assert median_cosine(other.encode_texts(texts), made.encode_texts(texts)) > 0.95
+
+
+def test_nncf_is_an_extra(bundle: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "_installed", lambda name: name == "onnxruntime")
+    with pytest.raises(UnsupportedError, match=r"clipette\[openvino\]"):
+        quantize(bundle, data, tmp_path / "q", precision="nncf")
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(UnsupportedError, match=r"clipette\[openvino\]"):
+        Nncf(graph_of(bundle, "image"), [])
 
 
 def test_the_budget() -> None:
@@ -177,4 +211,4 @@ def test_settings_that_do_not_exist(bundle: Path, data: Dataset, tmp_path: Path)
         quantize(bundle, data, tmp_path / "q", kept=3)
     texts = Dataset("none", tuple(data.samples[:0]))
     with pytest.raises(ConfigError, match="captions or class names"):
-        smaller._Graphs(load_bundle(bundle), texts)._tokens()
+        smaller._Graphs(load_bundle(bundle), texts, "int8")._tokens()

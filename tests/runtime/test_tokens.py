@@ -3,92 +3,21 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer as Library
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tests.runtime.trained import BERT, CORPUS, T5, families, hugging_face, sentence_piece, siglip, word_piece
 
 from clipette.errors import ModelError, UnsupportedError
+from clipette.export.fuzz import differing, fuzzed
 from clipette.export.tokens import bundled_tokenizer
 from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer
 from clipette.runtime.tokens import TableTokenizer, build_tokenizer
 from clipette.runtime.words import WordTokenizer
 from clipette.types import Tokenizer
-
-CORPUS = [
-    "a photo of two dogs running in the park",
-    "Ein naïves Café — 12 Hunde!",
-    "犬が走る",
-    "it's the dog's day",
-] * 5
-PIECES = [
-    *"abcXYZ 019 .,!?'\"-_()<>&;/\\\t\n",
-    "dog",
-    "photo",
-    "it's",
-    "I'LL",
-    "'Re",
-    "&amp;",
-    "&amp;amp;lt;",
-    "<end_of_text>",
-    "<start_of_text>",
-    "!<end_of_text>",
-    "<End_Of_Text>",
-    "é",
-    "ﬁ",
-    "ſ",
-    "'ſ",
-    "ß",
-    "İ",
-    "日本",
-    "дом",
-    "كلب",
-    "🐕‍🦺",
-    "👩🏽‍🚀",
-    "\u200b",
-    "\u00a0",
-    "\u0301",
-    "Ã©",
-    "½",
-    "²",
-    "Ⅷ",
-    "①",
-    "\ufeff",
-    "\x00",
-    "\x85",
-    "\u2028",
-    "a" * 40,
-]
-
-
-def fuzzed(count: int, seed: int = 0) -> list[str]:
-    """Strings of awkward pieces, and of code points drawn from everywhere that Unicode 12 had assigned."""
-    drawn = random.Random(seed)
-    planes = [
-        (0x20, 0x7F),
-        (0xA0, 0x24F),
-        (0x370, 0x52F),
-        (0x590, 0x6FF),
-        (0x3040, 0x30FF),
-        (0x4E00, 0x9FA5),
-        (0x1F300, 0x1F5FF),
-    ]
-    out = []
-    for _ in range(count):
-        words = []
-        for _ in range(drawn.randint(0, 30)):
-            if drawn.random() < 0.7:
-                words.append(drawn.choice(PIECES))
-            else:
-                low, high = drawn.choice(planes)
-                words.append(chr(drawn.randint(low, high)))
-        out.append("".join(words))
-    return out
 
 
 def bundled(tokenizer: Tokenizer) -> Tokenizer:
@@ -98,62 +27,74 @@ def bundled(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def assert_equal(ours: Tokenizer, theirs: Tokenizer, texts: Sequence[str]) -> None:
-    for start in range(0, len(texts), 100):
-        batch = texts[start : start + 100]
-        left, right = ours(batch), theirs(batch)
-        assert set(left) == set(right)
-        for name in left:
-            rows = (
-                np.flatnonzero((left[name] != right[name]).any(axis=1))
-                if left[name].shape == right[name].shape
-                else [0]
-            )
-            assert not len(rows), f"{name} of {batch[rows[0]]!r}: {left[name][rows[0]]} is not {right[name][rows[0]]}"
-            assert left[name].dtype == np.int64
+    wrong = differing(ours, theirs, texts)
+    assert wrong == []
+    assert all(array.dtype == np.int64 for array in ours(texts[:3]).values())
+
+
+KINDS = ("CLIP's byte pairs", "word pieces", "sentence pieces", "SigLIP's sentence pieces")
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return families(tmp_path_factory.mktemp("tokenizers"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_thousand_strings(kind: str, kinds: dict[str, Any]) -> None:
+    """`make bench-export` tries ten thousand."""
+    assert set(kinds) == set(KINDS)
+    assert_equal(bundled(kinds[kind]), kinds[kind], ["", *fuzzed(1000, seed=7)])
+
+
+def test_a_difference_is_found() -> None:
+    one, other = (WordTokenizer.train(CORPUS, size=size, context_length=14) for size in (300, 262))
+    texts = ["犬", "a photo of two dogs"]
+    assert differing(one, one, texts) == []
+    assert differing(one, other, texts) == ["a photo of two dogs"]
+    assert differing(one, WordTokenizer.train(CORPUS, size=300, context_length=15), texts) == texts
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"byte_fallback": True, "vocab_size": 340}, {"normalization_rule_name": "identity"}]
+)
+def test_siglips_own_tokenizer(options: dict[str, Any], tmp_path: Path) -> None:
+    theirs = HFTokenizer(siglip(tmp_path, **options), context_length=12, padding="max_length", mask=False)
+    awkward = [
+        "",
+        " ",
+        "▁",
+        "▁▁ a",
+        "a▁b",
+        "\u200b dog",
+        "dog \u200b",
+        "ﬁne ½ Ⅷ",
+        "\x00a",
+        "a\u3000b",
+        "e\u0301 é",
+        "!!!",
+        "A.b",
+    ]
+    assert_equal(bundled(theirs), theirs, [*awkward, *fuzzed(200, 5)])
+
+
+def test_siglip_with_tokens_of_its_own_is_refused(tmp_path: Path) -> None:
+    inner = siglip(tmp_path)
+    inner.add_tokens(["<mask>"])
+    with pytest.raises(UnsupportedError, match="tokens of its own"):
+        bundled(HFTokenizer(inner, context_length=12, padding="max_length", mask=False))
 
 
 @pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
 def test_clips_byte_pairs(clean: str) -> None:
     theirs = OpenClipTokenizer.clip(context_length=32, clean=clean)
-    assert_equal(bundled(theirs), theirs, ["", *fuzzed(1200)])
+    assert_equal(bundled(theirs), theirs, ["", *fuzzed(300)])
 
 
 def test_clips_byte_pairs_with_words_of_its_own() -> None:
     theirs = OpenClipTokenizer.clip(context_length=20, additional_special_tokens=["<mask>", "a+b"])
     texts = ["a <mask> dog", "x a+b c", "aab", "<mask><mask>", *fuzzed(100, 3)]  # open_clip reads them as patterns
     assert_equal(bundled(theirs), theirs, texts)
-
-
-def word_piece() -> Library:
-    library = Library(models.WordPiece(unk_token="[UNK]"))
-    library.normalizer = normalizers.BertNormalizer()
-    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    library.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=150, special_tokens=special))
-    library.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return library
-
-
-def sentence_piece() -> Library:
-    library = Library(models.Unigram())
-    library.normalizer = normalizers.NFKC()
-    library.pre_tokenizer = pre_tokenizers.Metaspace()
-    library.decoder = decoders.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>")
-    library.train_from_iterator(CORPUS, trainer)
-    library.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return library
-
-
-def hugging_face(library: Library, names: dict[str, str]) -> Any:
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(tokenizer_object=library, model_max_length=24, **names)
-
-
-BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-T5 = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
 
 
 @pytest.mark.parametrize("padding", ["longest", "max_length"])

@@ -23,7 +23,8 @@ def quantize(
         str | None, typer.Option(metavar="REF", help="Images that show the ranges of activations. Default: --data.")
     ] = None,
     precision: Annotated[
-        str, typer.Option(metavar="NAME", help="int8, or fp16 (half the size, the same speed).")
+        str,
+        typer.Option(metavar="NAME", help="int8, nncf (int8 for OpenVINO), or fp16 (half the size, the same speed)."),
     ] = "int8",
     kept: Annotated[
         int, typer.Option(metavar="N", help="Runs of layers, of 10, that stay in 32 bits: 0, 1, 2, 4 or 6.")

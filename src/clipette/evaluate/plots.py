@@ -12,6 +12,7 @@ from PIL.Image import Image
 
 from clipette.evaluate.canvas import FAINT, INK, PLAIN_TICKS, colour, dash, draw, legend, marker, short, small_multiples
 from clipette.evaluate.results import CalibrationBins, Figure, RobustnessResult, ZeroShotResult
+from clipette.metrics.pareto import front
 
 Cells = Sequence["Figure | None"]
 WIDTH = 6.2
@@ -172,8 +173,10 @@ def pareto(points: Mapping[str, tuple[float, Figure]], *, x: str, y: str) -> byt
             axes.scatter(
                 cost, figure.value, s=80, color=colour(row), marker=marker(row), zorder=3, label=short(name, 34)
             )
-        front = _front([(cost, figure.value) for cost, figure in points.values()])
-        axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=1.2, linestyle="--", zorder=1)
+        costs, values = zip(*((cost, figure.value) for cost, figure in points.values()), strict=True)
+        marked = front(costs, values)
+        line = sorted((cost, value) for cost, value, best in zip(costs, values, marked, strict=True) if best)
+        axes.plot([cost for cost, _ in line], [value for _, value in line], color=FAINT, lw=1.2, ls="--", zorder=1)
         axes.set_xscale("log")
         axes.margins(x=0.12, y=0.12)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -183,14 +186,6 @@ def pareto(points: Mapping[str, tuple[float, Figure]], *, x: str, y: str) -> byt
         legend(canvas, axes, names)
 
     return draw((WIDTH, 3.6 + 0.2 * len(names)), paint)
-
-
-def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    front: list[tuple[float, float]] = []
-    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or value > front[-1][1]:
-            front.append((cost, value))
-    return front
 
 
 def picture_bars(

@@ -67,6 +67,12 @@ class TrainedOn:
             tuple(dict.fromkeys((*self.fingerprints, *earlier.fingerprints))),
         )
 
+    def fewer(self, keep: int) -> TrainedOn:
+        """The same, telling images by at most ``keep`` of their hashes, the lowest."""
+        if len(self.places) <= keep:
+            return self
+        return replace(self, places=self.places[:keep], reach=self.places[keep - 1])
+
     def protocol(self, data: Dataset, class_names: tuple[str, ...]) -> str:
         """``transductive`` or ``inductive`` with the counts behind it; empty where no class is known.
 

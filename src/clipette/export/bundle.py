@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipette.errors import ConfigError, UnsupportedError
+from clipette.errors import UnsupportedError
+from clipette.evaluate.protocol import FILE as TRAINED_ON
+from clipette.evaluate.protocol import TrainedOn
 from clipette.export.card import write_card
+from clipette.export.folders import check_target, write_folder
+from clipette.export.fuzz import differing, fuzzed
 from clipette.export.graphs import image_graph, text_graph
 from clipette.export.parity import PARITY, Parity, measure_parity
 from clipette.export.tokens import bundled_tokenizer
-from clipette.io import digest, fsync_folder, write_atomic, write_json
+from clipette.io import digest, write_atomic, write_json
 from clipette.models.core import ImageTower, TextTower
 from clipette.models.inference import TorchEncoder
 from clipette.models.text import TableTextTrunk
 from clipette.progress import track
-from clipette.runtime.bundle import FORMAT, MANIFEST, OPSET, VERSION, is_bundle
-from clipette.runtime.encoder import load_bundle
+from clipette.runtime.bundle import FORMAT, MANIFEST, OPSET, VERSION, Bundle, is_bundle
+from clipette.runtime.encoder import BundleEncoder
+from clipette.runtime.tokens import TableTokenizer
 from clipette.version import VERSION as CLIPETTE
+
+KIND = "bundle"
+# A bundle is small: of more images than these, those of the lowest hashes tell which data it has seen.
+MOST_PLACES = 4096
+# Strings on which the tokenizer is tried.
+FUZZED = 200
 
 
 @dataclass(frozen=True)
@@ -38,77 +47,74 @@ class Exported:
 
 
 def export_bundle(
-    encoder: TorchEncoder, out: str | Path, *, card: Mapping[str, Any] | None = None, templates: str | None = None
+    encoder: TorchEncoder,
+    out: str | Path,
+    *,
+    card: Mapping[str, Any] | None = None,
+    templates: str | None = None,
+    trained_on: TrainedOn | None = None,
 ) -> Exported:
     """Write ``encoder`` as a bundle to the folder ``out``, replacing a bundle that is there.
 
-    ``templates``: the wording behind stored class vectors, for classes that join them later.
+    ``templates``: the wording behind stored class vectors, for classes that join them later. ``trained_on``: what the
+    model has seen, so that evaluations of the bundle can name the protocol.
 
     Raises:
         ConfigError: ``out`` holds something else.
         UnsupportedError: a tower or tokenizer that has no form without PyTorch, or vectors that differ by more than
             ``PARITY`` from the model's.
     """
-    check_target(Path(out))
+    target = Path(out)
+    check_target(target, is_bundle, KIND)
     facts, files = bundle_parts(encoder, dict(card or {}))
     if templates is not None:
         facts["text"]["templates"] = templates
-    parity: list[Parity] = []
+    if trained_on is not None:
+        files[TRAINED_ON] = json.dumps(asdict(trained_on.fewer(MOST_PLACES)), sort_keys=True).encode()
+    made = unwritten(target, facts, files)
+    _check_tokens(encoder, made)
+    parity = measure_parity(encoder, made)
+    if not parity.worst <= PARITY:
+        raise UnsupportedError(
+            f"the exported vectors differ from the model's by up to {parity.worst:.1e} (allowed {PARITY:.0e}): "
+            "nothing was written; please report this model"
+        )
+    return Exported(write_bundle(target, facts, files), parity, sum(len(data) for data in files.values()))
 
-    def check(made: Path) -> None:
-        parity.append(measure_parity(encoder, load_bundle(made)))
-        if parity[0].worst > PARITY:
-            raise UnsupportedError(
-                f"the exported vectors differ from the model's by up to {parity[0].worst:.1e} (allowed {PARITY:.0e}): "
-                "nothing was written; please report this model"
-            )
 
-    path = write_bundle(Path(out), facts, files, check=check)
-    return Exported(path, parity[0], sum(len(data) for data in files.values()))
+def _check_tokens(encoder: TorchEncoder, made: BundleEncoder) -> None:
+    """Raises ``UnsupportedError`` where the bundle reads some string otherwise than the model."""
+    if encoder.model.text is None or isinstance(made.tokenizer, TableTokenizer) or made.tokenizer is None:
+        return
+    wrong = differing(made.tokenizer, encoder.model.text.tokenizer, fuzzed(FUZZED))
+    if wrong:
+        raise UnsupportedError(
+            f"the exported tokenizer reads {len(wrong)} of {FUZZED} strings otherwise than the model's, {wrong[0]!r} "
+            "among them: nothing was written; please report this model"
+        )
 
 
-def write_bundle(
-    target: Path, facts: Mapping[str, Any], files: Mapping[str, bytes], *, check: Callable[[Path], None] | None = None
-) -> Path:
-    """Write a bundle whole or not at all, in place of one that is there; ``check`` looks at it before it counts.
+def unwritten(target: Path, facts: Mapping[str, Any], files: Mapping[str, bytes]) -> BundleEncoder:
+    """The encoder of a bundle that would be written to ``target``."""
+    # As the manifest brings them back: keys sorted, lists for tuples.
+    return BundleEncoder(Bundle(target, json.loads(json.dumps(facts, sort_keys=True)), files))
 
-    Raises ``ConfigError`` where ``target`` holds something else, and whatever ``check`` raises.
+
+def write_bundle(target: Path, facts: Mapping[str, Any], files: Mapping[str, bytes]) -> Path:
+    """Write a bundle whole or not at all, in place of one that is there.
+
+    Raises ``ConfigError`` where ``target`` holds something else.
     """
-    check_target(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+
+    def fill(made: Path) -> None:
         every = {**files, "card.md": write_card(facts).encode()}
         for name, data in every.items():
             write_atomic(made / name, data)
         records = {name: {"size": len(data), "digest": digest(data)} for name, data in every.items()}
         # Last: what has no manifest is no bundle.
         write_json(made / MANIFEST, {**facts, "files": records})
-        if check is not None:
-            check(made)
-        made.chmod(0o755)
-        _replace(made, target)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-    return target
 
-
-def check_target(target: Path) -> None:
-    """Raises ``ConfigError`` where something else than a bundle is in the way."""
-    if target.exists() and not is_bundle(target):
-        raise ConfigError(f"{target}: is there and no bundle; name a new folder")
-
-
-def _replace(made: Path, target: Path) -> None:
-    """A folder cannot be renamed over a full one: the old one steps aside first."""
-    aside = None
-    if target.exists():
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-        target.rename(aside / "bundle")
-    made.rename(target)
-    fsync_folder(target.parent)
-    if aside is not None:
-        shutil.rmtree(aside, ignore_errors=True)
+    return write_folder(target, fill, ours=is_bundle, what=KIND)
 
 
 def bundle_parts(encoder: TorchEncoder, card: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:

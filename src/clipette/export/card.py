@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from clipette.version import VERSION
+
 TEMPLATE = """\
 # {name}
 
@@ -37,6 +39,30 @@ encoder.encode_images(["photo.jpg"]) @ encoder.encode_texts(["a photo of a dog"]
 
 The licences of the teacher, of the student's starting weights and of the data apply to this bundle.
 """
+
+ORIGIN = """\
+# {name}
+
+Written by Clipette {clipette}, and checked by loading it so:
+
+```python
+{load}
+```
+
+## Where it comes from
+
+```json
+{origin}
+```
+
+The licences of the teacher, of the student's starting weights and of the data apply to this model.
+"""
+
+
+def write_origin(name: str, load: str, card: Mapping[str, Any]) -> str:
+    """The page beside a model that was written for another library; ``load``: how it is loaded there."""
+    origin = json.dumps(card, indent=2, ensure_ascii=False, sort_keys=True)
+    return ORIGIN.format(name=name, clipette=VERSION, load=load, origin=origin)
 
 
 def write_card(facts: Mapping[str, Any]) -> str:

@@ -73,10 +73,10 @@ def measure_quality(full: Encoder, smaller: Encoder, data: Dataset) -> Quality:
     return Quality(images, texts, figure, before, after)
 
 
-def refuse(tried: Sequence[tuple[str, Quality]], budget: Budget) -> GateError:
-    """The error of a gate that nothing passed, with every figure."""
+def refuse(tried: Sequence[tuple[str, Quality]], budget: Budget, advice: str) -> GateError:
+    """The error of a gate that nothing passed, with every figure; ``advice``: what else could be tried."""
     lines = [f"  {name}: {'; '.join(quality.faults(budget))}" for name, quality in tried]
     return GateError(
         "nothing was written, for the gate was not passed:\n" + "\n".join(lines) + "\n"
-        "try a milder setting (--milder tries them in turn), or state a larger budget (--cosine, --loss)"
+        f"{advice}, or state a larger budget (--cosine, --loss)"
     )

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
 
 from clipette.errors import UnsupportedError
 from clipette.progress import track
-from clipette.runtime.sessions import Session
+from clipette.runtime.sessions import OnnxSession
 from clipette.types import Floats
 
 # What is worth 8 bits: products with weights.
@@ -27,6 +27,17 @@ SEGMENTS = 10
 SMALLEST_HALVED = 1024
 
 Batches = Sequence[Mapping[str, Any]]
+
+
+class Quantizer(Protocol):
+    """A graph, data to try it on, and the graph in 8 bits but for the nodes in ``keep``."""
+
+    graph: bytes
+    batches: Batches
+
+    def __call__(self, keep: Sequence[str] = ()) -> bytes:
+        """The smaller graph."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +90,7 @@ def dynamic(graph: bytes, *, keep: Sequence[str] = ()) -> bytes:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = unshared(onnx.load_from_string(graph))
-    with _quiet(), tempfile.TemporaryDirectory(prefix="clipette-int8-") as folder:
+    with quiet(), tempfile.TemporaryDirectory(prefix="clipette-int8-") as folder:
         out = Path(folder) / "int8.onnx"
         quantize_dynamic(
             model,
@@ -113,7 +124,7 @@ class Static:
         """The graph in 8 bits, but for the nodes in ``keep``."""
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-        with _quiet(), tempfile.TemporaryDirectory(prefix="clipette-int8-") as name:
+        with quiet(), tempfile.TemporaryDirectory(prefix="clipette-int8-") as name:
             folder = Path(name)
             full, out, ranges = folder / "fp32.onnx", folder / "int8.onnx", folder / "ranges.json"
             full.write_bytes(self.model)
@@ -147,7 +158,13 @@ class Dynamic:
         return dynamic(self.graph, keep=keep)
 
 
-def segments(quantizer: Static | Dynamic, *, what: str = "") -> list[Segment]:
+def is_convolutional(graph: bytes) -> bool:
+    """Whether convolutions are most of its products."""
+    kinds = [node.op_type for node in onnx.load_from_string(graph).graph.node]
+    return kinds.count("Conv") > kinds.count("MatMul")
+
+
+def segments(quantizer: Quantizer, *, what: str = "") -> list[Segment]:
     """The graph's runs of layers, each tried alone; the one that bears 8 bits worst first. ``what``: for the bar."""
     # Names of nodes do not change when shared weights are told apart.
     runs = runs_of_layers(onnx.load_from_string(quantizer.graph))
@@ -199,7 +216,7 @@ class _Reader:
 
 def vectors(graph: bytes, batches: Batches) -> Floats:
     """[N, D] unit vectors of all batches."""
-    session = Session(graph, where="the quantized graph")
+    session = OnnxSession(graph, where="the quantized graph")
     return np.concatenate([session(batch) for batch in batches])
 
 
@@ -209,8 +226,8 @@ def median_cosine(one: Floats, other: Floats) -> float:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizer logs its own progress and prints advice."""
+def quiet() -> Iterator[None]:
+    """Quantizers log their own progress and advice."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
 
 from clipette.data.dataset import Dataset
 from clipette.data.loading import FailureLimit, iter_images
 from clipette.errors import ConfigError
 from clipette.evaluate.encoding import CachedEncoder
-from clipette.export.bundle import check_target, write_bundle
+from clipette.export.bundle import KIND, unwritten, write_bundle
+from clipette.export.folders import check_target
 from clipette.export.gate import Budget, Quality, measure_quality, refuse
-from clipette.export.quantize import Batches, Dynamic, Segment, Static, half, segments
-from clipette.runtime import BundleEncoder, load_bundle, open_bundle
+from clipette.export.nncf_int8 import Nncf
+from clipette.export.quantize import Batches, Dynamic, Quantizer, Segment, Static, half, is_convolutional, segments
+from clipette.runtime import BundleEncoder, is_bundle, load_bundle
+from clipette.runtime.sessions import choose_engine
 from clipette.types import Failure
 
-Precision = Literal["int8", "fp16"]
-PRECISIONS: dict[str, Precision] = {"int8": "int8", "fp16": "fp16"}
+Precision = Literal["int8", "fp16", "nncf"]
+PRECISIONS: dict[str, Precision] = {"int8": "int8", "fp16": "fp16", "nncf": "nncf"}
+# What the gate measures it on, and what runs it where that is installed.
+ENGINE_OF: dict[Precision, str] = {"int8": "onnxruntime", "fp16": "onnxruntime", "nncf": "openvino"}
 # How many of the ten runs of layers stay in 32 bits, from the boldest setting to the mildest.
 KEPT = (0, 1, 2, 4, 6)
 CALIBRATION_IMAGES = 128
@@ -54,73 +56,73 @@ def quantize(
 ) -> Smaller:
     """Write a smaller copy of the bundle ``source``, if what ``data`` shows of it stays within ``budget``.
 
-    Convolutional image towers get 8-bit weights and activations, with ranges from ``calibration`` (default: a sample
-    of ``data``); transformers 8-bit weights and activations scaled as they come. ``kept``: how many of the ten runs of
-    layers stay as they are, chosen by trying each alone. ``milder``: go on to milder settings until one passes.
+    ``int8``: convolutional image towers get 8-bit weights and activations, with ranges from ``calibration`` (default:
+    a sample of ``data``); transformers 8-bit weights and activations scaled as they come. ``nncf``: both by NNCF, for
+    OpenVINO. ``kept``: how many of the ten runs of layers stay as they are, chosen by trying each alone. ``milder``: go
+    on to milder settings until one passes. ``fp16``: half the size at the same speed.
 
     Raises:
         GateError: no setting that was tried stays within the budget.
         ConfigError: ``out`` holds something else; an unknown setting.
+        UnsupportedError: NNCF is not installed.
     """
     if kept not in KEPT:
         raise ConfigError(f"kept: {kept} is none of {', '.join(str(count) for count in KEPT)}")
+    engine = choose_engine(ENGINE_OF[precision])
     full = load_bundle(source)
     if full.bundle.manifest["precision"] != "fp32":
         raise ConfigError(f"{source} is {full.bundle.manifest['precision']} already: start from the full bundle")
-    check_target(Path(out))
+    target = Path(out)
+    check_target(target, is_bundle, KIND)
     reference = CachedEncoder(full)
-    graphs = _Graphs(full, calibration if calibration is not None else data.limit(4 * CALIBRATION_IMAGES))
-    levels = [count for count in KEPT if count >= kept][: None if milder else 1] if precision == "int8" else [0]
+    graphs = _Graphs(full, calibration if calibration is not None else data.limit(4 * CALIBRATION_IMAGES), precision)
+    levels = [count for count in KEPT if count >= kept][: None if milder else 1] if precision != "fp16" else [0]
     tried: list[tuple[str, Quality]] = []
-    before = sum(len(content) for content in full.bundle.files.values())
     for count in levels:
-        setting = f"int8, {count} of 10 runs of layers kept" if precision == "int8" else "fp16"
-        made = Path(tempfile.mkdtemp(prefix="clipette-smaller-"))
-        try:
-            files = graphs.int8(count) if precision == "int8" else graphs.fp16()
-            write_bundle(
-                made / "bundle", {**full.bundle.manifest, "precision": setting}, {**full.bundle.files, **files}
-            )
-            quality = measure_quality(reference, load_bundle(made / "bundle"), data)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+        setting = "fp16" if precision == "fp16" else f"{precision}, {count} of 10 runs of layers kept"
+        files = {**full.bundle.files, **graphs(count)}
+        facts = {**full.bundle.manifest, "precision": setting, "engine": engine}
+        quality = measure_quality(reference, unwritten(target, facts, files), data)
         tried.append((setting, quality))
         if not quality.faults(budget):
-            facts = {**full.bundle.manifest, "precision": setting, "gate": quality.to_dict()}
-            path = write_bundle(Path(out), facts, {**full.bundle.files, **files})
-            size = sum(len(content) for content in open_bundle(path).files.values())
-            return Smaller(path, setting, quality, size, before)
-    raise refuse(tried, budget)
+            path = write_bundle(target, {**facts, "gate": quality.to_dict()}, files)
+            return Smaller(path, setting, quality, _size(files), _size(full.bundle.files))
+    raise refuse(tried, budget, "try a milder setting (--milder tries them in turn)")
+
+
+def _size(files: Mapping[str, bytes]) -> int:
+    return sum(len(content) for content in files.values())
 
 
 class _Graphs:
     """The graphs of a bundle at any setting; what is costly to find out is found out once."""
 
-    def __init__(self, full: BundleEncoder, data: Dataset) -> None:
+    def __init__(self, full: BundleEncoder, data: Dataset, precision: Precision) -> None:
         self.full = full
-        self._quantizers: dict[str, Static | Dynamic] = {}
+        self._precision = precision
+        self._quantizers: dict[str, Quantizer] = {}
         self._rankings: dict[str, list[Segment]] = {}
         self._data = data
 
-    def int8(self, kept: int) -> dict[str, bytes]:
+    def __call__(self, kept: int) -> dict[str, bytes]:
+        """The smaller graphs by file; ``kept``: runs of layers that stay as they are."""
+        files = [name for name in ("image.onnx", "text.onnx") if name in self.full.bundle.files]
+        if self._precision == "fp16":
+            return {file: half(self.full.bundle.files[file]) for file in files}
         out = {}
-        for file in self._files():
+        for file in files:
             worst = self._ranking(file)[:kept] if kept else []
             out[file] = self._quantizer(file)([name for segment in worst for name in segment.nodes])
         return out
 
-    def fp16(self) -> dict[str, bytes]:
-        return {file: half(self.full.bundle.files[file]) for file in self._files()}
-
-    def _files(self) -> list[str]:
-        return [name for name in ("image.onnx", "text.onnx") if name in self.full.bundle.files]
-
-    def _quantizer(self, file: str) -> Static | Dynamic:
+    def _quantizer(self, file: str) -> Quantizer:
         if file not in self._quantizers:
             graph = self.full.bundle.files[file]
-            batches = self._pixels() if file == "image.onnx" else self._tokens()
-            kind = Static if file == "image.onnx" and _is_convolutional(graph) else Dynamic
-            self._quantizers[file] = kind(graph, batches)
+            image = file == "image.onnx"
+            kind: Callable[[bytes, Batches], Quantizer] = Static if image and is_convolutional(graph) else Dynamic
+            if self._precision == "nncf":
+                kind = Nncf
+            self._quantizers[file] = kind(graph, self._pixels() if image else self._tokens())
         return self._quantizers[file]
 
     def _ranking(self, file: str) -> list[Segment]:
@@ -148,8 +150,3 @@ class _Graphs:
         starts = range(0, len(texts), CALIBRATION_BATCH)
         found: list[Mapping[str, Any]] = [self.full.tokenizer(texts[i : i + CALIBRATION_BATCH]) for i in starts]
         return found
-
-
-def _is_convolutional(graph: bytes) -> bool:
-    kinds = [node.op_type for node in onnx.load_from_string(graph).graph.node]
-    return kinds.count("Conv") > kinds.count("MatMul")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import SiglipTokenizer
+
 from clipette.errors import UnsupportedError
 from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer
-from clipette.runtime.tokens import TOKENIZER_FILE, WORDS_FILE, TableTokenizer
+from clipette.runtime.tokens import CHARSMAP_FILE, TOKENIZER_FILE, WORDS_FILE, TableTokenizer
 from clipette.runtime.words import WordTokenizer
 from clipette.types import Tokenizer
 
@@ -39,11 +41,11 @@ def _clip(tokenizer: OpenClipTokenizer) -> tuple[Settings, Files]:
         "start": int(inner.sot_token_id),
         "end": int(inner.eot_token_id),
     }
-    return settings, {TOKENIZER_FILE: _bpe_file(inner)}
+    return settings, {TOKENIZER_FILE: bpe_library(inner).to_str().encode()}
 
 
-def _bpe_file(inner: Any) -> bytes:
-    """CLIP's byte-pair encoding in the format of the library ``tokenizers``."""
+def bpe_library(inner: Any) -> Any:
+    """The byte-pair encoding of open_clip's ``SimpleTokenizer`` as a ``tokenizers.Tokenizer``, without its cleaning."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     model = models.BPE(vocab=inner.encoder, merges=list(inner.bpe_ranks), end_of_word_suffix="</w>", fuse_unk=False)
@@ -52,7 +54,7 @@ def _bpe_file(inner: Any) -> bytes:
     words = pre_tokenizers.Split(Regex(f"(?i:{inner.pat.pattern})"), behavior="removed", invert=True)
     spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     library.pre_tokenizer = pre_tokenizers.Sequence([words, spelled])
-    return library.to_str().encode()
+    return library
 
 
 def _open_clip_hf(tokenizer: OpenClipTokenizer) -> tuple[Settings, Files]:
@@ -76,7 +78,34 @@ def _hf(tokenizer: HFTokenizer) -> tuple[Settings, Files]:
         "mask": tokenizer.mask,
         "zero": None,
     }
+    if isinstance(tokenizer.inner, SiglipTokenizer):
+        return {**settings, "cleaning": "siglip", "charsmap": True}, _siglip_files(tokenizer.inner)
     return settings, _library_file(tokenizer.inner)
+
+
+def _siglip_files(inner: Any) -> Files:
+    """transformers' SigLIP tokenizer, Python over SentencePiece, as a model of the library ``tokenizers``.
+
+    Its texts reach the library normalised (``runtime.sentence_pieces``), so that the model alone is needed. A special
+    token that is written out in a text is text there.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import Tokenizer, models, processors
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(inner.sp_model.serialized_model_proto())
+    rules = proto.normalizer_spec
+    known = proto.trainer_spec.model_type == 1 and rules.remove_extra_whitespaces and rules.escape_whitespaces
+    if not known or inner.vocab_size != len(inner) or not inner.do_lower_case:
+        raise UnsupportedError("a SigLIP tokenizer with settings or tokens of its own cannot be exported")
+    vocabulary = [(piece.piece, piece.score) for piece in proto.pieces]
+    library = Tokenizer(
+        models.Unigram(vocabulary, unk_id=inner.sp_model.unk_id(), byte_fallback=proto.trainer_spec.byte_fallback)
+    )
+    end = str(inner.eos_token)
+    library.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, int(inner.eos_token_id))]
+    )
+    return {TOKENIZER_FILE: library.to_str().encode(), CHARSMAP_FILE: bytes(rules.precompiled_charsmap)}
 
 
 def _library_settings(inner: Any, context_length: int, padding: str) -> Settings:

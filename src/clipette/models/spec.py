@@ -102,8 +102,16 @@ class TeacherText(StrictModel):
     train: Train = "none"
 
 
-ImageSpec = Annotated[TimmImage | OpenClipPart, Field(discriminator="kind")]
-TextSpec = Annotated[HFText | SmallText | OpenClipPart | TeacherText, Field(discriminator="kind")]
+class SavedPart(StrictModel):
+    """One tower, with its weights, of a run directory or a folder that ``save_model`` wrote (a pruned model)."""
+
+    kind: Literal["saved"] = "saved"
+    path: str
+    train: Train = "all"
+
+
+ImageSpec = Annotated[TimmImage | OpenClipPart | SavedPart, Field(discriminator="kind")]
+TextSpec = Annotated[HFText | SmallText | OpenClipPart | TeacherText | SavedPart, Field(discriminator="kind")]
 
 
 class ModelSpec(StrictModel):

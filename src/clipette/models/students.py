@@ -24,7 +24,16 @@ from clipette.models.heads import build_head
 from clipette.models.open_clip_models import load_open_clip
 from clipette.models.prompted import prompted_image
 from clipette.models.prompts import DeepPrompts
-from clipette.models.spec import HeadSpec, HFText, ModelSpec, OpenClipPart, SmallText, TeacherText, TimmImage
+from clipette.models.spec import (
+    HeadSpec,
+    HFText,
+    ModelSpec,
+    OpenClipPart,
+    SavedPart,
+    SmallText,
+    TeacherText,
+    TimmImage,
+)
 from clipette.models.text import HFTextTrunk, SmallTextTrunk, encoder_config_bytes, keep_layers
 from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer
 from clipette.runtime.words import WordTokenizer
@@ -80,7 +89,11 @@ def _space_width(spec: ModelSpec, teacher: DualEncoder | None) -> int | None:
     return spec.dim
 
 
-def _image_tower(spec: TimmImage | OpenClipPart, dim: int | None, base: Path) -> ImageTower:
+def _image_tower(spec: TimmImage | OpenClipPart | SavedPart, dim: int | None, base: Path) -> ImageTower:
+    if isinstance(spec, SavedPart):
+        saved: ImageTower = _with_head(_saved(spec, base).image_tower(), HeadSpec(kind="none"), dim, "image")
+        _freeze(saved, spec.train)
+        return saved
     if isinstance(spec, TimmImage) and spec.prompts is None:
         tower = timm_image_tower(spec, dim, base)
         _freeze(tower, spec.train)
@@ -97,6 +110,13 @@ def _image_tower(spec: TimmImage | OpenClipPart, dim: int | None, base: Path) ->
     headed: ImageTower = _with_head(whole, spec.head, dim, "image")
     _freeze(headed, spec.train)
     return headed
+
+
+def _saved(spec: SavedPart, base: Path) -> DualEncoder:
+    # Lazily: it builds towers from blueprints, with the functions of this file.
+    from clipette.models.saved import load_model
+
+    return load_model(_path(spec.path, base)).model
 
 
 def _with_head(tower: Any, head: HeadSpec, dim: int | None, side: str) -> Any:
@@ -125,7 +145,7 @@ def timm_image_tower(spec: TimmImage, dim: int | None, base: Path) -> ImageTower
         raise ConfigError(f"dim is missing: how wide is the space that '{spec.name}' maps to?")
     trunk = _timm_trunk(spec, base)
     preprocess = _timm_preprocess(spec, trunk)
-    width = _probe_width(trunk, preprocess)
+    width = probe_width(trunk, preprocess)
     dim = width if dim is None else dim
     head = build_head(spec.head.kind, width, dim, spec.head.hidden, spec.head.dropout)
     arguments = {
@@ -140,8 +160,9 @@ def timm_image_tower(spec: TimmImage, dim: int | None, base: Path) -> ImageTower
     return ImageTower(trunk, head, preprocess=preprocess, width=dim, blueprint=Blueprint("timm", arguments))
 
 
-def _probe_width(trunk: nn.Module, preprocess: Preprocess) -> int:
-    """Some timm trunks end wider than ``num_features`` says (MobileNetV3, FastViT): ask one blank image."""
+def probe_width(trunk: nn.Module, preprocess: Preprocess) -> int:
+    """The width of a timm trunk's output. Some end wider than ``num_features`` says (MobileNetV3, FastViT): one blank
+    image is asked."""
     training = trunk.training
     trunk.eval()
     with torch.no_grad():
@@ -232,6 +253,8 @@ def _text_tower(
         if text.prompts is not None:
             raise ConfigError("text.prompts: visual tokens belong to the image tower: put prompts under image")
         tower = _with_head(whole, text.head, dim, "text")
+    elif isinstance(text, SavedPart):
+        tower = _with_head(_saved(text, base).text_tower(), HeadSpec(kind="none"), dim, "text")
     else:
         tower = _teacher_text_tower(text, teacher, dim)
     _freeze(tower, text.train)

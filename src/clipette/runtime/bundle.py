@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,24 @@ FORMAT, VERSION = "clipette-bundle", 1
 MANIFEST = "manifest.json"
 # The newest operator set that the export writes; an older onnxruntime would say so in its own words, and late.
 OPSET = 20
+# What a manifest says, and of what type; a side may be missing.
+FACTS: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "space": (str,),
+    "precision": (str,),
+    "dim": (int,),
+    "opset": (int,),
+    "logit_scale": (int, float),
+    "logit_bias": (int, float),
+    "image": (dict, type(None)),
+    "text": (dict, type(None)),
+    "files": (dict,),
+}
+SIDES: dict[str, dict[str, tuple[type, ...]]] = {
+    "image": {"file": (str,), "preprocess": (dict,)},
+    "text": {"file": (str,), "tokenizer": (dict,)},
+}
+RECORD: dict[str, tuple[type, ...]] = {"size": (int,), "digest": (str,)}
 
 
 @dataclass(frozen=True)
@@ -51,7 +70,7 @@ def open_bundle(path: str | Path) -> Bundle:
     """Read and check a bundle. Raises ``ModelError``: no bundle, a newer format, a file missing, cut or changed."""
     root = Path(path)
     manifest = _manifest(root)
-    files = {name: _checked(root, str(name), record) for name, record in manifest["files"].items()}
+    files = {name: _checked(root, name, record) for name, record in manifest["files"].items()}
     return Bundle(root, manifest, files)
 
 
@@ -70,19 +89,47 @@ def _manifest(root: Path) -> Mapping[str, Any]:
             f"{path}: version {manifest.get('version')!r} of the format, this Clipette reads {VERSION}: "
             "export again, or use the Clipette that wrote it"
         )
-    needed = ("name", "space", "dim", "logit_scale", "logit_bias", "image", "text", "opset", "files")
-    missing = [name for name in needed if name not in manifest]
-    if missing or not isinstance(manifest["files"], dict):
-        raise ModelError(f"{path}: damaged, it does not say {', '.join(missing) or 'its files'}; export again")
-    if int(manifest["opset"]) > OPSET:
+    _check_facts(path, manifest)
+    if manifest["opset"] > OPSET:
         raise ModelError(
             f"{path}: ONNX operator set {manifest['opset']}, this Clipette reads up to {OPSET}: upgrade it"
         )
     return manifest
 
 
+def _check_facts(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises ``ModelError`` where something is missing or of another type."""
+    faults = _faults(manifest, FACTS, "") or _inner_faults(manifest)
+    if faults:
+        raise ModelError(f"{path}: damaged, it does not say {', '.join(faults[:5])}; export the model again")
+
+
+def _inner_faults(manifest: Mapping[str, Any]) -> list[str]:
+    faults = []
+    for name, record in manifest["files"].items():
+        faults += _faults(record, RECORD, f"files.{name}.")
+    for name, kinds in SIDES.items():
+        side = manifest[name]
+        found = [] if side is None else _faults(side, kinds, f"{name}.")
+        if side is not None and not found and side["file"] not in manifest["files"]:
+            found = [f"files.{side['file']}"]
+        faults += found
+    numbers = {"logit_scale": manifest["logit_scale"], "logit_bias": manifest["logit_bias"]}
+    faults += [name for name, number in numbers.items() if not math.isfinite(number)]
+    return faults if manifest["dim"] > 0 else [*faults, "dim"]
+
+
+def _faults(values: object, kinds: Mapping[str, tuple[type, ...]], prefix: str) -> list[str]:
+    """The names whose values are missing or of another type."""
+    found = values if isinstance(values, dict) else {}
+    return [prefix + name for name, kind in kinds.items() if not isinstance(found.get(name, ...), kind)]
+
+
 def _checked(root: Path, name: str, record: Mapping[str, Any]) -> bytes:
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{root / MANIFEST}: '{name!r}' is no file's name ({error}); export again") from error
     if not path.is_relative_to(root.resolve()):
         raise ModelError(f"{root / MANIFEST}: the file '{name}' lies outside the bundle: refused")
     try:

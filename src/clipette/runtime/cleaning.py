@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import string
 from collections.abc import Callable
 
@@ -33,6 +34,11 @@ def canonicalize(text: str) -> str:
     return " ".join(fixed(text).replace("_", " ").translate(_NO_PUNCTUATION).lower().split())
 
 
+def siglip(text: str) -> str:
+    """Lower case without punctuation, behind the mark of a word's beginning: transformers' rule for SigLIP."""
+    return re.sub(r"\s+", " ", "▁" + text.replace("▁", " ").lower().translate(_NO_PUNCTUATION)).rstrip()
+
+
 CLEANINGS: dict[str, Callable[[str], str]] = {
     "none": str,
     # transformers' SigLIP 2: lower case and nothing else.
@@ -40,11 +46,12 @@ CLEANINGS: dict[str, Callable[[str], str]] = {
     "whitespace": whitespace,
     "lower": lower,
     "canonicalize": canonicalize,
+    "siglip": siglip,
 }
 
 
 def find_cleaning(name: str) -> Callable[[str], str]:
     """By the name that a bundle states. Raises ``ModelError``."""
-    if name not in CLEANINGS:
+    if str(name) not in CLEANINGS:
         raise ModelError(f"the bundle's texts are cleaned by '{name}', which this Clipette does not know: upgrade it")
     return CLEANINGS[name]

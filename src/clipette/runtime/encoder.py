@@ -10,41 +10,76 @@ import numpy as np
 
 from clipette.data.images import DecodeSettings
 from clipette.data.preprocess import Preprocess
-from clipette.errors import UnsupportedError
+from clipette.errors import ModelError, UnsupportedError
 from clipette.runtime import batches
 from clipette.runtime.bundle import Bundle, open_bundle
-from clipette.runtime.sessions import Session
-from clipette.runtime.tokens import build_tokenizer
+from clipette.runtime.sessions import Session, open_session
+from clipette.runtime.tokens import TableTokenizer, build_tokenizer
 from clipette.types import Encoded, Floats, ImageInput, Sample
+
+INPUTS = {"image": ("pixels",), "text": ("input_ids", "attention_mask")}
 
 
 class BundleEncoder:
     """``types.Encoder`` over a bundle's graphs.
 
-    ``threads``: of each session; by default the cores that this process may use. Sessions start when first needed.
+    ``threads``: of each session; by default the cores that this process may use. ``engine``: ``onnxruntime`` or
+    ``openvino``; by default the one that the bundle was measured on, else OpenVINO where it is installed.
     """
 
-    def __init__(self, bundle: Bundle, *, name: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, *, name: str | None = None, threads: int | None = None, engine: str | None = None
+    ) -> None:
         self.bundle = bundle
         self.settings = DecodeSettings()
         manifest = bundle.manifest
         self._name = name or str(manifest["name"])
         self._threads = threads
+        self._engine = engine
         self._image = self._session("image")
         text = bundle.side("text")
-        stored = text is not None and text["tokenizer"]["kind"] == "stored"
+        stored = text is not None and text["tokenizer"].get("kind") == "stored"
         self._text = None if stored else self._session("text")
-        self._table = _table(bundle, text["file"]) if stored and text is not None else None
         self.tokenizer = None if text is None else build_tokenizer(text["tokenizer"], bundle.files)
+        self._table = self._vectors(text["file"]) if stored and text is not None else None
         image = bundle.side("image")
         self.preprocess = None if image is None else Preprocess.from_dict(image["preprocess"])
+
+    def _vectors(self, file: str) -> Floats:
+        """The stored vectors, one for each of the tokenizer's texts."""
+        where = self.bundle.path / file
+        try:
+            vectors = np.load(io.BytesIO(self.bundle.files[file]), allow_pickle=False).astype(np.float32)
+        except (ValueError, TypeError, EOFError, OSError) as error:
+            raise ModelError(f"{where}: not a table of vectors ({error}); export the model again") from error
+        texts = self.tokenizer.texts if isinstance(self.tokenizer, TableTokenizer) else ()
+        if vectors.shape != (len(texts), self.dim):
+            raise ModelError(
+                f"{where}: {len(texts)} names and {len(vectors) if vectors.ndim else 0} vectors of width "
+                f"{vectors.shape[-1] if vectors.ndim else 0} (the manifest says {self.dim}); export the model again"
+            )
+        return np.asarray(vectors)
 
     def _session(self, side: str) -> Session | None:
         part = self.bundle.side(side)
         if part is None:
             return None
-        file = part["file"]
-        return Session(self.bundle.files[file], where=str(self.bundle.path / file), threads=self._threads)
+        where = str(self.bundle.path / part["file"])
+        session = open_session(
+            self.bundle.files[part["file"]],
+            where=where,
+            threads=self._threads,
+            engine=self._engine,
+            preferred=self.bundle.manifest.get("engine"),
+        )
+        strangers = [name for name in session.inputs if name not in INPUTS[side]]
+        if strangers:
+            raise ModelError(f"{where}: it reads '{strangers[0]}', which a {side} tower is not given; export again")
+        if session.width not in (None, self.dim):
+            raise ModelError(
+                f"{where}: its vectors are {session.width} wide, the manifest says {self.dim}; export again"
+            )
+        return session
 
     @property
     def name(self) -> str:
@@ -65,6 +100,12 @@ class BundleEncoder:
     @property
     def logit_bias(self) -> float:
         return float(self.bundle.manifest["logit_bias"])
+
+    @property
+    def engine(self) -> str:
+        """What runs its graphs; the image tower's, where they are not the same."""
+        sessions = [session for session in (self._image, self._text) if session is not None]
+        return sessions[0].engine if sessions else "numpy"
 
     @property
     def can_encode_text(self) -> bool:
@@ -123,11 +164,8 @@ class BundleEncoder:
         return out
 
 
-def _table(bundle: Bundle, file: str) -> Floats:
-    vectors: Floats = np.load(io.BytesIO(bundle.files[file]), allow_pickle=False).astype(np.float32)
-    return vectors
-
-
-def load_bundle(path: str | Path, *, name: str | None = None, threads: int | None = None) -> BundleEncoder:
+def load_bundle(
+    path: str | Path, *, name: str | None = None, threads: int | None = None, engine: str | None = None
+) -> BundleEncoder:
     """A bundle's encoder. Raises ``ModelError`` where the bundle is not whole."""
-    return BundleEncoder(open_bundle(path), name=name, threads=threads)
+    return BundleEncoder(open_bundle(path), name=name, threads=threads, engine=engine)

@@ -1,4 +1,4 @@
-"""One look into an ONNX file without the library that reads them: does it name other files?
+"""A look into an ONNX file without the library that reads them: does it name other files, which operators does it use?
 
 onnxruntime would open them, relative to wherever the process stands. Only the nesting of the protocol buffers that
 can hold a tensor is walked (onnx.proto of ONNX 1.x), without copying what is passed over.
@@ -22,6 +22,7 @@ NESTED: dict[str, dict[int, str]] = {
     "tensor": {},
 }
 EXTERNAL_DATA, DATA_LOCATION = 13, 14
+OPSET_IMPORT = 8
 DEEPEST = 64
 
 
@@ -31,6 +32,17 @@ def has_external_data(model: bytes) -> bool:
         return _mentions("model", memoryview(model), 0)
     except (IndexError, RecursionError) as error:
         raise ModelError("not an ONNX graph: its bytes end in the middle of a field; export the model again") from error
+
+
+def operator_set(model: bytes) -> int:
+    """The version of ONNX's own operators that a model states; 0 where it states none. Raises ``ModelError``."""
+    try:
+        parts = [value for number, value in _fields(memoryview(model)) if number == OPSET_IMPORT]
+        stated = [dict(_fields(part)) for part in parts if isinstance(part, memoryview)]
+    except IndexError as error:
+        raise ModelError("not an ONNX graph: its bytes end in the middle of a field; export the model again") from error
+    own = [each.get(2) for each in stated if bytes(each.get(1, b"")) in (b"", b"ai.onnx")]
+    return max((version for version in own if isinstance(version, int)), default=0)
 
 
 def _mentions(kind: str, data: memoryview, depth: int) -> bool:

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from clipette.errors import ModelError, UnsupportedError
+from clipette.errors import ModelError, UnsupportedError, UserError
 from clipette.runtime.cleaning import find_cleaning
+from clipette.runtime.sentence_pieces import Normalizer
 from clipette.runtime.words import WordTokenizer
 from clipette.types import Ints, Tokenizer
 
 Files = Mapping[str, bytes]
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
 WORDS_FILE = "tokenizer/words.json"
+CHARSMAP_FILE = "tokenizer/charsmap.bin"
 
 
 class ClipTokens:
@@ -62,7 +64,7 @@ class LibraryTokens:
     """A tokenizer of the library ``tokenizers``: ``{"input_ids", "attention_mask"}``, each [N, L].
 
     ``padding``: ``longest`` of the batch or ``max_length``. ``zero``: this id becomes 0 (open_clip's
-    ``strip_sep_token``).
+    ``strip_sep_token``). ``charsmap``: SentencePiece's table of characters, where the library lacks its rules.
     """
 
     def __init__(
@@ -76,9 +78,11 @@ class LibraryTokens:
         pad_token: str,
         mask: bool,
         zero: int | None = None,
+        charsmap: bytes | None = None,
     ) -> None:
         self._inner = inner
         self._clean = find_cleaning(cleaning)
+        self._normalize = str if charsmap is None else Normalizer(charsmap)
         self._context_length = context_length
         self._mask = mask
         self._zero = zero
@@ -92,7 +96,7 @@ class LibraryTokens:
         return self._context_length
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Ints]:
-        encoded = self._inner.encode_batch([self._clean(text) for text in texts])
+        encoded = self._inner.encode_batch([self._normalize(self._clean(text)) for text in texts])
         ids = np.array([each.ids for each in encoded], dtype=np.int64).reshape(len(texts), -1 if texts else self._empty)
         if self._zero is not None:
             ids[ids == self._zero] = 0
@@ -149,6 +153,7 @@ def _hf(settings: Mapping[str, Any], files: Files) -> Tokenizer:
         pad_token=settings["pad_token"],
         mask=bool(settings["mask"]),
         zero=settings.get("zero"),
+        charsmap=files[CHARSMAP_FILE] if settings.get("charsmap") else None,
     )
 
 
@@ -176,10 +181,14 @@ KINDS: dict[str, Callable[[Mapping[str, Any], Files], Tokenizer]] = {
 
 def build_tokenizer(settings: Mapping[str, Any], files: Files) -> Tokenizer:
     """The tokenizer that ``settings`` (of the manifest) describe. Raises ``ModelError``."""
-    kind = settings.get("kind")
+    kind = str(settings.get("kind"))
     if kind not in KINDS:
         raise ModelError(f"the bundle's tokenizer is a '{kind}', which this Clipette does not know: upgrade it")
     try:
         return KINDS[kind](settings, files)
+    except UserError:
+        raise
     except KeyError as error:
         raise ModelError(f"the bundle's tokenizer is not whole: {error} is missing; export the model again") from error
+    except Exception as error:  # the library tokenizers raises plain ones
+        raise ModelError(f"the bundle's tokenizer cannot be read ({error}); export the model again") from error
