@@ -12,7 +12,7 @@ from tests.train import tiny
 
 from clipette.adapting import Cell, adapt, adapt_study, lasting, read_adapt_recipe, summarize, to_markdown
 from clipette.errors import ConfigError
-from clipette.measuring import evaluate
+from clipette.measuring import classify, evaluate
 from clipette.models.saved import load_model
 from clipette.resolve import resolve
 from clipette.verbs import distill
@@ -66,7 +66,8 @@ def test_what_is_missing_or_another_verbs_is_said(tmp_path: Path) -> None:
 
 def test_a_study_is_a_table_over_seeds_and_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, data = small.write_base(tmp_path / "base"), write_data(tmp_path / "data")
-    given = {"base": base, "data": data, "shots": [2], "seeds": [1, 2], "out": tmp_path / "study", "overrides": FAST}
+    sets = [*FAST, "views.scale=[0.5, 1.0]"]
+    given = {"base": base, "data": data, "shots": [2], "seeds": [1, 2], "out": tmp_path / "study", "overrides": sets}
     recipes = ["zero-shot", "taskres", "tip-adapter"]
     found = adapt_study(recipes, "base-to-novel", **given)  # type: ignore[arg-type]
     table = found["table"]
@@ -83,7 +84,7 @@ def test_a_study_is_a_table_over_seeds_and_is_read_back(tmp_path: Path, monkeypa
     page = (tmp_path / "study" / "table.md").read_text()
     assert page.splitlines()[0].startswith("| method | shots | base | novel | harmonic_mean | protocol |")
     assert len(page.splitlines()) == 5
-    assert len(list((tmp_path / "study" / "stores").iterdir())) == 1, "one store for all methods, shots and seeds"
+    assert len(list((tmp_path / "study" / "stores").iterdir())) == 1, "one store for all who see the same views"
     monkeypatch.setattr("clipette.adapting.run_adapt", lambda job: pytest.fail("a finished run is trained again"))
     assert adapt_study(recipes, "base-to-novel", **given)["table"] == table  # type: ignore[arg-type]
 
@@ -176,6 +177,8 @@ def test_a_classifier_teaches_a_student_with_texts_of_its_own(tmp_path: Path) ->
     sets = [f"student={json.dumps(spec)}", "train.steps=2", "train.batch_size=8"]
     out = distill("promptkd-stage2", teacher=str(teacher), data=data, out=tmp_path / "s", overrides=sets, device="cpu")
     assert load_model(out).model.dim == 8
+    with pytest.raises(ConfigError, match=r"no image-text space for a student to live in; use student\.space: own"):
+        distill("promptkd-stage2", teacher=str(teacher), data=data, out=tmp_path / "no", overrides=sets[1:])
 
 
 def test_evaluate_takes_encoders_and_classifiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,3 +198,6 @@ def test_evaluate_takes_encoders_and_classifiers(tmp_path: Path, monkeypatch: py
         assert 0 <= figures["agreement"]["top1"] <= 1
         (protocol,) = models[name]["protocol"].values()
         assert protocol.startswith("inductive (trained on 2 of its 4 classes and 0 of its 8 images)")
+        # Of labels that it never learned, a run names the likelier too.
+        told = classify(str(run), tmp_path / "data" / "red0.png", labels=["dog", "red"], device="cpu")
+        assert sum(each["probability"] for each in told["scores"]) == pytest.approx(1)  # type: ignore[attr-defined]

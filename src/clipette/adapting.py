@@ -65,7 +65,7 @@ def adapt(
 
 
 def first_stage(
-    how: AdaptFirst, *, base: str | None, data: str | None, out: Path, resume: bool, device: str | None
+    how: AdaptFirst, *, base: str | None, data: str | None, out: Path, seed: int, resume: bool, device: str | None
 ) -> Path:
     """What a distillation's teacher learns before it is poured (PromptKD's first stage). Returns its run directory.
 
@@ -73,7 +73,8 @@ def first_stage(
     """
     if base is None:
         raise ConfigError("adapt: there is no teacher to adapt: name one with --teacher, or set adapt to null")
-    overrides = [f"classes={how.classes}", *([] if how.shots is None else [f"shots={how.shots}"]), *how.set]
+    shots = [] if how.shots is None else [f"shots={how.shots}"]
+    overrides = [f"classes={how.classes}", *shots, f"seed={seed}", *how.set]
     try:
         return adapt(
             how.recipe, base=base, data=how.data or data, out=out, overrides=overrides, resume=resume, device=device

@@ -121,7 +121,7 @@ def classify(
         content = decode_image(Path(image).read_bytes(), location=str(image))
     except OSError as error:
         raise BadImageError(f"{image}: cannot be read ({error.strerror or error})") from error
-    encoder = resolve(model, device=device)
+    encoder = resolve(model, device=device, class_names=labels)
     if question is None:
         wording = fitting_templates([encoder], labels) if templates == AUTO else templates
         found = picture.classify(encoder, content, labels, wording)

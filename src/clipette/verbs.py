@@ -173,8 +173,17 @@ def distill(
         start = {"init": str(Path(student).resolve())} if Path(student).is_dir() else {}
         read = read.model_copy(update={"student": student_spec(student, read), **start})
     if read.adapt is not None:
-        given = {"base": teacher or read.teacher, "data": data or read.data}
-        teacher = str(first_stage(read.adapt, **given, out=Path(out) / "teacher", resume=resume, device=device))
+        teacher = str(
+            first_stage(
+                read.adapt,
+                base=teacher or read.teacher,
+                data=data or read.data,
+                out=Path(out) / "teacher",
+                seed=read.seed,
+                resume=resume,
+                device=device,
+            )
+        )
         read = read.model_copy(update={"adapt": None})
     return _run(
         read,

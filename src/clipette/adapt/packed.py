@@ -23,6 +23,7 @@ from clipette.types import Encoded, Sample
 
 # Far above the length of centred logits (100 · √C, or so), and small enough that half precision holds them.
 RADIUS = 1e4
+PACKED = "packed_logits"
 NOTHING: Mapping[str, Any] = {}
 WORDINGS = ("none", "single")
 
@@ -66,6 +67,11 @@ class LogitHead(nn.Module):
         return pack(self.logits_of(x))
 
 
+def is_packed(model: DualEncoder) -> bool:
+    """Whether a model's vectors are logits."""
+    return model.image is not None and model.image.blueprint.kind == PACKED
+
+
 def packed_encoder(
     tower: ImageTower,
     trunk: nn.Module,
@@ -85,7 +91,7 @@ def packed_encoder(
         head,
         preprocess=tower.preprocess,
         width=width,
-        blueprint=Blueprint("packed_logits", {"inner": inner, "told": dict(told)}, tower.blueprint.assets),
+        blueprint=Blueprint(PACKED, {"inner": inner, "told": dict(told)}, tower.blueprint.assets),
     )
     rows = torch.eye(len(classes), width)
     said = {text: row for row, name in enumerate(classes) for text in _texts(name)}

@@ -49,7 +49,7 @@ def chosen_data(data: Dataset, recipe: AdaptRecipe) -> Dataset:
     if not known:
         raise DataError(
             f"{data.reference}: no image has a class: use the recipe upl, or "
-            "labels: {{source: pseudo}}, for unlabelled images"
+            "labels: {source: pseudo}, for unlabelled images"
         )
     data = replace(data, samples=known)
     return data if recipe.shots is None else data.few_shot(recipe.shots, recipe.seed)

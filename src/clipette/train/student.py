@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from clipette.adapt.packed import is_packed
 from clipette.errors import ConfigError, ModelError, UnsupportedError
 from clipette.models.core import DualEncoder
 from clipette.models.pruned import follow
@@ -26,6 +27,11 @@ def build_student(job: Job) -> DualEncoder:
     model = live_teacher(job.teacher)
     if spec.space == "teacher" and job.teacher is None:
         raise ConfigError("student.space: teacher, but there is no teacher: name one, or use space: own")
+    if spec.space == "teacher" and model is not None and is_packed(model):
+        raise ConfigError(
+            "the teacher is a classifier: its logits are no image-text space for a student to live in; use "
+            "student.space: own, with a text tower"
+        )
     if spec.space == "teacher" and model is None and job.teacher is not None:
         if spec.dim not in (None, job.teacher.dim):
             raise ConfigError(
