@@ -9,7 +9,9 @@ import sys
 import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from fastapi import FastAPI
 
 from clipette.data.sources import load_data
@@ -25,7 +27,7 @@ from clipette.runtime import is_bundle, load_bundle
 from clipette.runtime.encoder import BundleEncoder
 from clipette.serve.adapters import IndexPort, IndexSearch
 from clipette.serve.app import create_app
-from clipette.serve.encoding import QueuedEncoder
+from clipette.serve.encoding import QueuedEncoder, Stages, image_stages
 from clipette.serve.metrics import Metrics
 from clipette.serve.running import bind, run
 from clipette.serve.settings import ServeSettings, make_settings
@@ -119,7 +121,7 @@ def application(collection: Collection, path: Path, encoder: Encoder, settings: 
     """The application on an open collection, whose folder is ``path``. Raises ``StoreError`` for another space."""
     collection.check_space(encoder)
     metrics = Metrics()
-    queued = QueuedEncoder(encoder, settings, metrics)
+    queued = QueuedEncoder(encoder, settings, metrics, stages=stages_of(encoder))
     thumbnails = cache_root() / "thumbnails" / collection.manifest.id
     return create_app(
         settings,
@@ -132,6 +134,16 @@ def application(collection: Collection, path: Path, encoder: Encoder, settings: 
         queued=queued,
         metrics=metrics,
     )
+
+
+def stages_of(encoder: Encoder) -> Stages:
+    """How pictures are encoded: preprocessing apart from the model, also for a model in PyTorch."""
+    # Only looked at where something has loaded it: a bundle is served without PyTorch.
+    loaded = sys.modules.get("clipette.models.inference")
+    if loaded is None or not isinstance(encoder, loaded.TorchEncoder) or not encoder.can_encode_images:
+        return image_stages(encoder)
+    torch_encoder: Any = encoder
+    return torch_encoder.model.image_tower().preprocess, lambda pixels: torch_encoder.encode_pixels(np.stack(pixels))
 
 
 def up_to_date(folder: Path, data: str, encoder: Encoder) -> Collection:

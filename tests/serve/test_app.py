@@ -319,7 +319,7 @@ def test_rows_pictures_and_thumbnails(ours: World) -> None:
     error(ours.client.get("/v1/items/note/thumbnail"), 404)
 
 
-AWKWARD = ["a/image", "a%2Fb", "ä ö?#&", "..", "../../etc/passwd", "image", "%00", "x" * 1024, '"<b>']
+AWKWARD = ["a/image", "a%2Fb", "ä ö?#&", "...", "../../etc/passwd", "image", "%00", "x" * 1024, '"<b>']
 
 
 def test_keys_of_any_kind_come_back_by_their_links(own: World) -> None:
@@ -377,6 +377,7 @@ def test_add_by_form(own: World) -> None:
         ([{"key": "", "text": "a"}], 422),
         ([{"key": "x" * 1025, "text": "a"}], 422),
         ([{"key": "new\nline", "text": "a"}], 400),
+        ([{"key": "..", "text": "a"}], 422),
         ([{"key": "a", "text": "a"}, {"key": "a", "text": "b"}], 422),
         ([{"text": "a", "meta": {"x": [1]}}], 422),
         ([{"text": "a", "meta": {"year": "not a number"}}], 400),

@@ -25,7 +25,6 @@ from clipette.models.inference import TorchEncoder
 from clipette.models.spec import ModelSpec
 from clipette.models.students import build_model
 from clipette.runtime import BundleEncoder, load_bundle
-from clipette.serve.encoding import image_stages
 from clipette.serve.settings import ServeSettings
 
 SPEC = {
@@ -97,10 +96,12 @@ def test_embeddings_equal_the_bundles_own(served: Served) -> None:
 
 
 def test_resizing_apart_from_the_model_changes_no_bit(served: Served) -> None:
-    prepare, run = image_stages(served.encoder)
     pictures = [Image.new("RGB", (50 + n, 70), (9 * n, 40, 90)) for n in range(4)]
-    apart = run([prepare(each) for each in pictures])
-    np.testing.assert_array_equal(apart, served.encoder.encode_images(pictures))
+    for encoder in (served.encoder, served.model):
+        prepare, run = serving.stages_of(encoder)
+        prepared = [prepare(each) for each in pictures]
+        assert prepared[0].shape == (3, 32, 32)
+        np.testing.assert_array_equal(run(prepared), encoder.encode_images(pictures))
 
 
 def test_classes_are_those_of_zero_shot_classification(served: Served) -> None:

@@ -10,6 +10,7 @@ from clipette.index.collection import Collection
 from clipette.index.query import Query
 from clipette.index.search import Searcher
 from clipette.index.store import Row
+from clipette.io import digest
 from clipette.serve.ports import Outcome
 from clipette.serve.schemas import SearchRequest
 from clipette.types import Encoder, Sample
@@ -35,7 +36,8 @@ class IndexPort:
             return None
 
     def version(self, key: str) -> str:
-        return f"{self._collection.manifest.id}:{self._collection.generation}"
+        # The vector is made of the picture: it changes when the picture does, and with no other write.
+        return digest(self._collection.vectors([key]).tobytes())
 
     def image_bytes(self, key: str) -> bytes:
         return self._collection.image_bytes(key)

@@ -24,10 +24,12 @@ T = TypeVar("T")
 # A picture ready for the model: its pixels, or the picture itself for an encoder that takes nothing else.
 Prepared: TypeAlias = Any
 VectorKey: TypeAlias = "tuple[str, str]"
+# What is done to each picture in its request's own thread, and to a batch of them by the model.
+Stages: TypeAlias = "tuple[Callable[[Image], Prepared], Callable[[Sequence[Prepared]], Floats]]"
 
 
-def image_stages(encoder: Encoder) -> tuple[Callable[[Image], Prepared], Callable[[Sequence[Prepared]], Floats]]:
-    """(what may run in many threads, what one batch needs): resizing need not wait for the model."""
+def image_stages(encoder: Encoder) -> Stages:
+    """Resizing does not wait for the model, and pixels wait in its place: a hundredth of a photograph's memory."""
     if isinstance(encoder, BundleEncoder) and encoder.preprocess is not None:
         bundle = encoder
         return encoder.preprocess, lambda pixels: bundle.encode_pixels(np.stack(pixels))
@@ -38,15 +40,17 @@ class QueuedEncoder:
     """``types.Encoder`` whose calls share batches with those of other requests; safe for any thread.
 
     The awaitable ``texts`` and ``images`` are for routes; ``encode_texts`` and ``encode_images`` block, for code that
-    knows only the protocol (a searcher in a thread).
+    knows only the protocol (a searcher in a thread). ``stages``: of ``inner``, where ``image_stages`` cannot know.
     """
 
-    def __init__(self, inner: Encoder, settings: ServeSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, inner: Encoder, settings: ServeSettings, metrics: Metrics, *, stages: Stages | None = None
+    ) -> None:
         self.inner = inner
         self.limits = PictureLimits(settings.max_image_bytes, settings.max_image_pixels)
         self._most = settings.max_inputs
         self._memory: LruCache[VectorKey, Floats] = LruCache(settings.query_cache_entries)
-        self._prepare, run = image_stages(inner)
+        self._prepare, run = stages or image_stages(inner)
         self._texts: Batcher[str] = _batcher("text", inner.encode_texts, settings, metrics)
         self._images: Batcher[Prepared] = _batcher("image", run, settings, metrics)
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="clipette-decode")

@@ -89,7 +89,7 @@ class CollectionPort(Protocol):
         ...
 
     def version(self, key: str, /) -> str:
-        """Changes whenever the image of a key does."""
+        """Changes whenever the picture of a key looks different."""
         ...
 
     def image_bytes(self, key: str, /) -> bytes:

@@ -133,14 +133,14 @@ def found(service: Service, encoded: str) -> RowPort:
 
 
 async def _original(service: Service, row: RowPort, known: str | None) -> Response:
-    etag = f'"{digest(f"{row.key}:{service.collection.version(row.key)}".encode())}"'
-    headers = {"ETag": etag, "Cache-Control": REVALIDATE}
-    if known == etag:
-        return Response(None, 304, headers=headers)
     data = await run_errand(service.readers, lambda: _bytes(service, row))
     kind = media_type(data)
     if kind is None:
         raise HttpFault(404, "bad_image", f"{row.key}: what is stored is no raster picture; it is not shown")
+    etag = f'"{digest(data)}"'
+    headers = {"ETag": etag, "Cache-Control": REVALIDATE}
+    if known == etag:
+        return Response(None, 304, headers=headers)
     return Response(data, media_type=kind, headers=headers)
 
 

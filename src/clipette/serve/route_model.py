@@ -156,10 +156,12 @@ async def _embed(service: Service, asked: EmbeddingsRequest) -> EmbeddingsRespon
             check_picture(data, service.encoder.limits, f"input.{place}")
         vectors = await service.encoder.images(pictures, "input")
         used = len(pictures)
-    written = [_written(row, asked.encoding_format) for row in vectors]
-    data_ = [Embedding(index=place, embedding=each) for place, each in enumerate(written)]
     return EmbeddingsResponse(
-        data=data_, model=service.encoder.name, usage=Usage(prompt_tokens=used, total_tokens=used)
+        data=[
+            Embedding(index=place, embedding=_written(row, asked.encoding_format)) for place, row in enumerate(vectors)
+        ],
+        model=service.encoder.name,
+        usage=Usage(prompt_tokens=used, total_tokens=used),
     )
 
 

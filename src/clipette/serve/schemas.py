@@ -200,6 +200,8 @@ class NewItem(StrictModel):
     def _image_or_text(self) -> NewItem:
         if self.image is None and not self.text:
             raise ValueError("an item needs an image or a text")
+        if self.key in (".", ".."):
+            raise ValueError(f"the key {self.key!r} cannot be part of an address: browsers take it as a folder")
         return self
 
 
