@@ -20,6 +20,7 @@ from clipette.adapt.features import ClassTexts, Shots
 from clipette.adapt.fits import fit_method
 from clipette.adapt.forms import CLASSIFIERS, apply_adapter, wording_of
 from clipette.adapt.learner import Frozen
+from clipette.adapt.learners import build_learner
 from clipette.adapt.packed import RADIUS, PackedClassifier, pack
 from clipette.adapt.test_time import cut_views
 from clipette.errors import ConfigError, ModelError, UnsupportedError
@@ -132,6 +133,16 @@ def test_no_effect_is_the_base(name: str, changes: dict[str, Any]) -> None:
         assert torch.equal(found, base)
     else:
         torch.testing.assert_close(centred(found), centred(base), atol=2e-3, rtol=1e-4)
+
+
+def test_no_tokens_and_the_phrase_itself_are_the_base_to_the_last_bit() -> None:
+    frozen, pixels = tiny.frozen(), tiny.pixels(3)
+    base = logits(apply_adapter(frozen, Adapter("zero-shot", tiny.CLASSES, "single")), "single", pixels)
+    for method in (settings.CoOp(tokens=4, start="a photo of a"), settings.KgCoOp()):
+        (adapter,) = build_learner(method, frozen, tiny.CLASSES, templates="single", seed=0).adapters()
+        assert torch.equal(logits(apply_adapter(frozen, adapter), "single", pixels), base), method.kind
+    empty = Adapter("prompts", tiny.CLASSES, "single", {}, {"visual": torch.zeros(2, 0, 16)})
+    assert torch.equal(logits(apply_adapter(frozen, empty), "single", pixels), base)
 
 
 def test_context_reads_other_classes_and_leaves_other_texts_alone() -> None:

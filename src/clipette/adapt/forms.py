@@ -67,7 +67,7 @@ def _zero_shot(frozen: Frozen, adapter: Adapter, classes: tuple[str, ...]) -> Du
 
 def _prompts(frozen: Frozen, adapter: Adapter, classes: tuple[str, ...]) -> DualEncoder:
     image, text, tensors = frozen.model.image, frozen.model.text, adapter.tensors
-    if "visual" in tensors:
+    if "visual" in tensors and tensors["visual"].numel():
         depth, count, _ = tensors["visual"].shape
         image = prompted_image(frozen.model.image_tower(), PromptSpec(count=count, depth=depth))
         prompts = next(module for module in image.modules() if isinstance(module, DeepPrompts))
@@ -190,6 +190,11 @@ FORMS: dict[str, Build] = {
 }
 # Those that are classifiers: no single image-text space remains.
 CLASSIFIERS = frozenset({"conditional", "cache", "linear", "tuned"})
+
+
+def keeps_images(adapter: Adapter) -> bool:
+    """Whether the base's image trunk works as before under it, so that what it says can be kept."""
+    return adapter.form not in ("weights", "tuned") and "visual" not in adapter.tensors
 
 
 def wording_of(adapter: Adapter) -> str:

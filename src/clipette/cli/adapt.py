@@ -13,7 +13,7 @@ EXAMPLES = """\
 clipette adapt coop --base open_clip:ViT-B-16/openai --data 'folder:pets?shots=16' --out runs/coop
 clipette adapt upl --base runs/teacher --data folder:unlabelled?names=classes.txt --out runs/upl
 clipette adapt tip-adapter --base runs/teacher --data wds:train.tar --dev wds:dev.tar --out runs/tip
-clipette adapt zero-shot coop --base runs/teacher --data wds:pets.tar --protocol base-to-novel --shots 16 --out b2n"""
+clipette adapt zero-shot coop --base runs/teacher --data wds:pets.tar --protocol base-to-novel --out b2n"""
 
 
 def adapt(

@@ -64,21 +64,43 @@ def _unlabelled(data: Dataset, classes: Classes) -> Dataset:
 
 
 def base_vectors(base: TorchEncoder, data: Dataset, *, max_failures: float = 0.1) -> tuple[Dataset, Tensor]:
-    """The images that can be read, and the base's unit vectors [n, D] of them, kept on disk for the next run."""
+    """The images that can be read, and an encoder's unit vectors [n, D] of them.
+
+    What its trunk says is kept on disk: for all that share the base's trunk, images are encoded once.
+    """
     tower = base.model.image_tower()
+    try:
+        trunk = _kept_trunk(base, data)
+    except DataError:
+        # One cannot be read, or more: find them, and go on without.
+        data = _without_damaged(base, data, max_failures)
+        trunk = _kept_trunk(base, data)
+    with torch.no_grad():
+        return data, unit(tower.eval().head(trunk.to(base.device)))
+
+
+def _kept_trunk(base: TorchEncoder, data: Dataset) -> Tensor:
+    return image_trunk_features(
+        base.model.image_tower(),
+        data.samples,
+        policy=None,
+        views=1,
+        seed=0,
+        folder=cache_folder(),
+        device=base.device,
+        settings=base.settings,
+    )[:, 0]
+
+
+def _without_damaged(base: TorchEncoder, data: Dataset, max_failures: float) -> Dataset:
     kept, failures = [], []
-    for at, image in iter_images(data.samples, settings=base.settings, want=tower.preprocess.size):
+    for at, image in iter_images(data.samples, settings=base.settings, want=base.model.image_tower().preprocess.size):
         if isinstance(image, Failure):
             failures.append(image)
         else:
             kept.append(data.samples[at])
     FailureLimit(max_failures).check(failures, len(data), what=f"images of {data.reference}")
-    readable = replace(data, samples=tuple(kept), failures=(*data.failures, *failures))
-    trunk = image_trunk_features(
-        tower, kept, policy=None, views=1, seed=0, folder=cache_folder(), device=base.device, settings=base.settings
-    )
-    with torch.no_grad():
-        return readable, unit(tower.eval().head(trunk[:, 0].to(base.device)))
+    return replace(data, samples=tuple(kept), failures=(*data.failures, *failures))
 
 
 def reads_store(recipe: AdaptRecipe) -> bool:
