@@ -122,12 +122,13 @@ def application(collection: Collection, path: Path, encoder: Encoder, settings: 
     collection.check_space(encoder)
     metrics = Metrics()
     queued = QueuedEncoder(encoder, settings, metrics, stages=stages_of(encoder))
+    searcher = Searcher(collection, queued)
     thumbnails = cache_root() / "thumbnails" / collection.manifest.id
     return create_app(
         settings,
         encoder=encoder,
-        collection=IndexPort(collection, path.name, encoder),
-        search=IndexSearch(Searcher(collection, queued)),
+        collection=IndexPort(collection, path.name, encoder, searcher),
+        search=IndexSearch(searcher),
         thumbnails=Thumbnails(thumbnails, max_bytes=settings.thumbnail_cache_bytes),
         card=card_of(encoder),
         writable=bool(settings.write_keys),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import socket
 import threading
@@ -96,6 +97,19 @@ def test_a_body_that_follows_its_refusal_for_ever_is_cut_off(server: Live) -> No
     answer = speak(server, start, *[b"x" * 100] * 400, pause=0.02)
     assert answer.startswith(b"HTTP/1.1 413")
     assert time.monotonic() - begun < 15
+    alive(server)
+
+
+def test_a_client_that_takes_nothing_of_what_it_asked_for_is_cut_off(server: Live) -> None:
+    before = len(server.server.server_state.connections)
+    with socket.socket() as greedy:
+        greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        greedy.settimeout(0.2)
+        greedy.connect(server.address)
+        with contextlib.suppress(OSError):
+            for _ in range(3000):
+                greedy.sendall(head("GET", "/openapi.json"))
+        until(lambda: len(server.server.server_state.connections) <= before)
     alive(server)
 
 

@@ -95,6 +95,16 @@ def test_every_kind_of_query(client: TestClient) -> None:
     assert keys(search(client, text="red", mmr=0.2))[1] != "red twin"
 
 
+def test_what_the_index_knows_is_told(client: TestClient) -> None:
+    index = client.get("/v1/info").json()["index"]
+    assert (index["name"], index["items"], index["model"]) == ("my.index", 6, "colours")
+    assert index["calibrated"] is True
+    assert set(index["recall"]) == {"all", "10%", "1%"}
+    assert index["mixed_space"] is False
+    hits = search(client, image=base64.b64encode(picture("red")).decode(), threshold="auto")["hits"]
+    assert all(0 <= hit["confidence"] <= 1 for hit in hits)
+
+
 def test_a_threshold_marks_and_never_hides(client: TestClient) -> None:
     found = search(client, text="red", threshold=0.9)
     assert found["threshold"] == pytest.approx(0.9)

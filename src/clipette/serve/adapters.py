@@ -20,10 +20,14 @@ WORTH_TWO_STAGES = 5_000
 
 
 class IndexPort:
-    """``ports.CollectionPort`` over a collection. ``name``: what people call it; ``encoder``: that of the queries."""
+    """``ports.CollectionPort`` over a collection.
 
-    def __init__(self, collection: Collection, name: str, encoder: Encoder) -> None:
+    ``name``: what people call it; ``encoder``: that of the queries; ``searcher``: knows whether scores are calibrated.
+    """
+
+    def __init__(self, collection: Collection, name: str, encoder: Encoder, searcher: Searcher | None = None) -> None:
         self._collection, self._name, self._encoder_name = collection, name, encoder.name
+        self._searcher = searcher
 
     @property
     def generation(self) -> int:
@@ -65,7 +69,7 @@ class IndexPort:
             # One space, two makers: a student at work on what its teacher has indexed.
             "mixed_space": manifest.model.get("name") != self._encoder_name,
             "recall": recall.get("recall"),
-            "calibrated": "calibration" in facts,
+            "calibrated": self._searcher is not None and self._searcher.calibration is not None,
             # No folder's name is told: not everyone who may search may know this machine.
             "details": {
                 "images": collection.count("image"),

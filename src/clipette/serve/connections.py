@@ -24,32 +24,38 @@ class _Count:
 
 
 class PatientConnection:
-    """An ``asyncio.Protocol`` around uvicorn's: what arrives goes to it, unless nothing useful arrives for too long.
+    """An ``asyncio.Protocol`` around uvicorn's: what arrives goes to it, unless nothing useful happens for too long.
 
-    While no request is being answered, a head must be complete ``seconds`` after its first byte (the first head: after
-    the connection was made); so must the rest of a body whose answer was given before it was read. A body under way is
-    the guard's matter, a silent connection between requests uvicorn's.
+    Cut off after about ``seconds``: a head that is not complete (while no request is being answered, from its first
+    byte; the first one from the connection on), a body that goes on after its answer was given, a client that takes
+    nothing of what it asked for, and a connection that was closed and cannot be flushed. A body under way is the
+    guard's matter, a silent connection between requests uvicorn's.
     """
 
     def __init__(self, inner: H11Protocol, count: _Count, *, seconds: float, most: int) -> None:
         self._inner, self._count, self._seconds, self._most = inner, count, seconds, most
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._waiting_since: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._beat: asyncio.TimerHandle | None = None
         self._refused = False
+        # Since when, in the loop's time, for what could last for ever.
+        self._head_since: float | None = None
+        self._stalled_since: float | None = None
+        self._unsent = 0
+        self._closing_since: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Of ``asyncio.Protocol``."""
         self._transport = transport
         self._count.open += 1
+        self._head_since = self._loop.time()
+        self._look()
         if self._count.open > self._most:
             self._refused = True
             transport.write(TOO_MANY)
             transport.close()
-            return
-        self._inner.connection_made(transport)
-        self._wait()
+        else:
+            self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         """Of ``asyncio.Protocol``."""
@@ -57,15 +63,15 @@ class PatientConnection:
             return
         self._inner.data_received(data)
         if self._answering():
-            self._waiting_since = None
-        elif self._waiting_since is None:
-            self._wait()
+            self._head_since = None
+        elif self._head_since is None:
+            self._head_since = self._loop.time()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Of ``asyncio.Protocol``."""
         self._count.open -= 1
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._beat is not None:
+            self._beat.cancel()
         if not self._refused:
             self._inner.connection_lost(error)
 
@@ -77,11 +83,13 @@ class PatientConnection:
 
     def pause_writing(self) -> None:
         """Of ``asyncio.Protocol``."""
+        self._stalled_since, self._unsent = self._loop.time(), 0
         if not self._refused:
             self._inner.pause_writing()
 
     def resume_writing(self) -> None:
         """Of ``asyncio.Protocol``."""
+        self._stalled_since = None
         if not self._refused:
             self._inner.resume_writing()
 
@@ -89,21 +97,24 @@ class PatientConnection:
         cycle = self._inner.cycle
         return cycle is not None and not cycle.response_complete
 
-    def _wait(self) -> None:
-        self._waiting_since = self._loop.time()
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._seconds, self._look)
-
     def _look(self) -> None:
-        self._timer = None
-        if self._waiting_since is None or self._transport is None or self._answering():
-            return
-        remaining = self._waiting_since + self._seconds - self._loop.time()
-        if remaining > 0:
-            self._timer = self._loop.call_later(remaining, self._look)
-        else:
-            # Not close(): a client that reads nothing either would keep the connection.
+        """Twice in ``seconds``: one timer a connection, whatever its requests do."""
+        assert self._transport is not None
+        now = self._loop.time()
+        unsent = self._transport.get_write_buffer_size()
+        if self._transport.is_closing() and self._closing_since is None:
+            self._closing_since = now
+        if unsent < self._unsent:
+            # Slowly, but it takes what was sent: patience begins anew.
+            self._stalled_since = now if self._stalled_since is not None else None
+            self._closing_since = now if self._closing_since is not None else None
+        self._unsent = unsent
+        since = [self._stalled_since, self._closing_since, None if self._answering() else self._head_since]
+        if any(begun is not None and now - begun >= self._seconds for begun in since):
+            # Not close(): a client that reads nothing would keep the connection.
             self._transport.abort()
+        else:
+            self._beat = self._loop.call_later(self._seconds / 2, self._look)
 
 
 def patient_http(settings: ServeSettings) -> Callable[..., Any]:
