@@ -112,7 +112,7 @@ def test_a_threshold_marks_and_never_hides(client: TestClient) -> None:
     assert found["below_threshold"] is False
     nothing = search(client, text="red", threshold=1.0)
     assert len(nothing["hits"]) == 6
-    assert search(client, text="red")["threshold"] is None
+    assert search(client, text="red", threshold=None)["threshold"] is None
 
 
 @pytest.mark.parametrize("body", [{"text": "-red"}, {"text": "   "}, {"text": "red", "weights": {"text": 0}}])

@@ -53,7 +53,7 @@ class SearchRequest(StrictModel):
     )
     group: bool = Field(False, description="Fold near-duplicates into one hit.")
     threshold: Literal["auto"] | Score | None = Field(
-        None, description="Say where nothing fits: `auto` is calibrated on the collection, a number is a cosine."
+        "auto", description="Say where nothing fits: `auto` as calibrated on the collection, or a cosine; null: never."
     )
     liked: list[Key] = Field([], max_length=100, description="Hits marked as right: they refine the query (Rocchio).")
     disliked: list[Key] = Field([], max_length=100)
