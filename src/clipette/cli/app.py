@@ -22,6 +22,7 @@ from clipette.cli import (
     doctor,
     evaluate,
     export,
+    index,
     pour,
     pretrain,
     prompts,
@@ -115,6 +116,7 @@ def _clipette(
 for _name, (_function, _examples) in VERBS.items():
     _indented = "\n".join(f"  {line}" for line in _examples.splitlines())
     app.command(_name, epilog=f"\b\nExamples:\n{_indented}")(_function)
+app.add_typer(index.app, name="index")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,13 +15,17 @@ from clipette.types import Floats, Ints
 
 # Rows picked out by a filter cost more to compare than rows that lie side by side.
 PICKED = 0.4
+# Many queries at once share each read of the rows; graphs are walked for one query after the other.
+MANY, SHARED = 32, 4
 SPARE = 10
 
 
-def exact_is_fast(snapshot: Snapshot, store: VectorStore | None, where: Filter | None, kind: Kind | None) -> bool:
+def exact_is_fast(
+    snapshot: Snapshot, store: VectorStore | None, where: Filter | None, kind: Kind | None, queries: int = 1
+) -> bool:
     """Whether comparing with every matching row is as fast as a graph, or the only way to evaluate the filter."""
     mask, matching = snapshot.mask(where, kind)
-    limit = snapshot.manifest.exact_rows
+    limit = snapshot.manifest.exact_rows * (SHARED if queries >= MANY else 1)
     if store is None or matching <= (limit if mask is None or mask is snapshot.live else limit * PICKED):
         return True
     return where is not None and not store.can_filter(where)

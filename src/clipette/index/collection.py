@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from clipette.errors import BadImageError, DataError, StoreError
+from clipette.errors import BadImageError, ConfigError, DataError, StoreError
 from clipette.index.approximate import approximate_search, exact_is_fast
 from clipette.index.derived import open_derived
 from clipette.index.drafting import Texts
 from clipette.index.exact import exact_search
-from clipette.index.filters import Filter, parse_filter
+from clipette.index.filters import BUCKET, BUILT_IN, Filter, parse_filter
 from clipette.index.layout import Manifest, read_manifest, write_manifest
 from clipette.index.lock import LOCK, drop_lock, take_lock
 from clipette.index.places import NOWHERE, read_place
@@ -117,7 +117,7 @@ class Collection:
     def keys(self, kind: Kind | None = None, where: Filter | str | None = None) -> list[str]:
         """Keys in the order they were written; of one kind, of those that match ``where``."""
         snapshot = self._snapshot
-        return snapshot.keys(snapshot.mask(self._filter(where), kind)[0])
+        return snapshot.keys(snapshot.mask(_filter(where, snapshot), kind)[0])
 
     def sample_keys(self, count: int, *, kind: Kind | None = None, seed: int = 0) -> list[str]:
         """At most ``count`` keys drawn at random without repetition; the same for equal ``seed`` and content."""
@@ -180,9 +180,9 @@ class Collection:
         asked = _checked_queries(queries, snapshot.manifest.dim)
         if k < 1:
             raise DataError(f"k is {k}: ask for at least 1 result")
-        filtered = self._filter(where)
+        filtered = _filter(where, snapshot)
         store = None if exact else self._opened_store(snapshot)
-        if store is not None and (exact is False or not exact_is_fast(snapshot, store, filtered, kind)):
+        if store is not None and (exact is False or not exact_is_fast(snapshot, store, filtered, kind, len(asked))):
             found = self._proposed(snapshot, store, asked, k, filtered, kind)
             if found is not None:
                 return found
@@ -204,7 +204,7 @@ class Collection:
             return None
 
     def searches_exactly(self, where: Filter | None = None, kind: Kind | None = None) -> bool:
-        """Whether such a search compares with every matching row, so that it misses nothing."""
+        """Whether a single query is compared with every matching row, so that it misses nothing."""
         snapshot = self._snapshot
         return exact_is_fast(snapshot, self._opened_store(snapshot), where, kind)
 
@@ -226,9 +226,6 @@ class Collection:
             # The one before may still be searched by other threads: it is closed when they let go of it.
             self._store = (derived.place, store)
             return store
-
-    def _filter(self, where: Filter | str | None) -> Filter | None:
-        return parse_filter(where, self.columns) if isinstance(where, str) else where
 
     def refresh(self) -> bool:
         """See what another process has written since; whether there was anything."""
@@ -354,6 +351,17 @@ class Collection:
             )
 
 
+def _filter(where: Filter | str | None, snapshot: Snapshot) -> Filter | None:
+    """Checked against the columns of the state that is searched."""
+    columns = snapshot.manifest.columns
+    if where is None or isinstance(where, str):
+        return None if where is None else parse_filter(where, columns)
+    unknown = [name for name in where.columns if name not in columns and name not in (*BUILT_IN, BUCKET)]
+    if unknown:
+        raise ConfigError(f"a filter by the column {unknown[0]!r}, which {snapshot.root} does not have")
+    return where
+
+
 def _checked_queries(queries: Floats, dim: int) -> Floats:
     asked = np.ascontiguousarray(queries, dtype=np.float32)
     if asked.ndim != 2 or asked.shape[1] != dim:
@@ -394,8 +402,12 @@ def create(
         ready=ready,
         facts=dict(facts or {}),
     )
-    write_manifest(root, manifest)
-    return Collection(root, lock)
+    try:
+        write_manifest(root, manifest)
+        return Collection(root, lock)
+    except BaseException:
+        drop_lock(lock)
+        raise
 
 
 def open_index(

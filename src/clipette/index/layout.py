@@ -198,8 +198,11 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
 
 
 def version_of(root: Path) -> tuple[int, int]:
-    """What changes whenever the manifest is replaced: its inode and time, without reading it."""
-    status = os.stat(root / MANIFEST)
+    """What changes whenever the manifest is replaced: its inode and time, without reading it. Raises ``StoreError``."""
+    try:
+        status = os.stat(root / MANIFEST)
+    except OSError as error:
+        raise StoreError(f"{root}: the index is no longer there ({error.strerror})") from error
     return status.st_ino, status.st_mtime_ns
 
 

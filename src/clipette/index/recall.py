@@ -105,14 +105,14 @@ class Measurement:
         self._exact: dict[tuple[str, int], Found] = {}
 
     def recall(self, name: str) -> float:
-        """Recall@k of the searches that users get, under one of ``SELECTIVITIES``."""
+        """Recall@k of the single searches that users get, under one of ``SELECTIVITIES``."""
         where = SELECTIVITIES[name]
         values: list[float] = []
         for number, group in enumerate(self.groups):
             if self.collection.searches_exactly(where, group.kind):
                 values.append(1.0)
                 continue
-            found = self.collection.search_vectors(group.queries, self.k + 1, where, None, group.kind)
+            found = self.collection.search_vectors(group.queries, self.k + 1, where, False, group.kind)
             values.append(recall_of(found, self._truth(name, number, where, group), group.own, self.k))
         # The worst kind of query counts: text queries lie elsewhere in the space than images do.
         return min(values, default=1.0)

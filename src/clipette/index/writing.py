@@ -32,7 +32,10 @@ class AddReport:
 
 
 class Writer:
-    """The writing half of a collection, whose methods say what these do."""
+    """The writing half of a collection, whose methods say what these do.
+
+    Tidying comes after the lock has been let go of: who tidies takes the locks in the other order.
+    """
 
     def __init__(self, state: State, tidier: Tidier) -> None:
         self._state = state
@@ -63,7 +66,7 @@ class Writer:
             found = self._state.snapshot.find(drafted.gone)
             gone = [key for key, row in zip(drafted.gone, found.tolist(), strict=True) if row >= 0]
             self._commit(drafted, gone)
-            return AddReport(
+            report = AddReport(
                 drafted.added,
                 drafted.updated,
                 drafted.unchanged,
@@ -71,6 +74,8 @@ class Writer:
                 tuple(drafted.failures),
                 self._state.manifest.generation,
             )
+        self._tidier.after_write()
+        return report
 
     def add_rows(self, rows: Sequence[Row], vectors: Floats) -> AddReport:
         """See ``Collection.add_rows``."""
@@ -81,7 +86,9 @@ class Writer:
             draft = Draft(list(rows), vectors, [NOWHERE] * len(rows), stamps)
             self._commit(Drafted(draft, self._state.manifest.roots), [])
             updated = int((old >= 0).sum())
-            return AddReport(len(rows) - updated, updated, 0, 0, (), self._state.manifest.generation)
+            report = AddReport(len(rows) - updated, updated, 0, 0, (), self._state.manifest.generation)
+        self._tidier.after_write()
+        return report
 
     def delete(self, keys: Sequence[str]) -> int:
         """See ``Collection.delete``."""
@@ -98,7 +105,8 @@ class Writer:
             if gone:
                 empty = Draft([], np.zeros((0, snapshot.manifest.dim), np.float32), [], [])
                 self._commit(Drafted(empty, snapshot.manifest.roots), list(gone))
-            return len(gone)
+        self._tidier.after_write()
+        return len(gone)
 
     def _commit(self, drafted: Drafted, gone: Sequence[str]) -> None:
         path, manifest = self._state.path, self._state.manifest
@@ -119,7 +127,6 @@ class Writer:
                 newest, [entry], generation=generation, next=max(newest.next, number + 1), **changes
             )
         )
-        self._tidier.after_write()
 
 
 def _with_blob(draft: Draft, number: int) -> Draft:
