@@ -11,7 +11,7 @@ import pytest
 
 from . import page_world
 
-PATIENCE = 30_000  # milliseconds: the machines that run this are busy
+PATIENCE = 15_000  # milliseconds: the machines that run this are busy
 BIG = 40_000  # bytes of a picture that the server takes
 
 

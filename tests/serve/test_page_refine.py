@@ -38,7 +38,7 @@ def test_filters_come_from_the_columns(opened: Any) -> None:
 
 
 def test_a_filter_in_words_and_a_wrong_one(opened: Any) -> None:
-    page = opened("?q=red&where=year+%3E+2038")
+    page = opened("?q=red&all=1&where=year+%3E+2038")
     expect(cards(page)).to_have_count(1)
     page.get_by_role("button", name="Refine").click()
     page.fill("#where", "yeer > 1")

@@ -20,7 +20,7 @@ export function useKey(key) {
   }
 }
 
-/** A failure. `kind`: busy, large, key, input, offline, slow or server; `wait`: seconds the server asks for. */
+/** A failure. `kind`: busy, large, key, picture, input, offline, slow or server; `wait`: seconds the server asks for. */
 export class Failure extends Error {
   constructor(kind, message, { status = 0, wait = 0, param = null } = {}) {
     super(message);
@@ -33,13 +33,14 @@ const KINDS = { 401: "key", 403: "key", 408: "slow", 413: "large", 429: "busy", 
 async function failureOf(response) {
   let message = "";
   let param = null;
+  let type = "";
   try {
     const { error } = await response.json();
-    ({ message = "", param = null } = error);
+    ({ message = "", param = null, type = "" } = error);
   } catch {
     // A proxy's own page: the status has to do.
   }
-  const kind = KINDS[response.status] ?? (response.status < 500 ? "input" : "server");
+  const kind = type === "bad_image" ? "picture" : KINDS[response.status] ?? (response.status < 500 ? "input" : "server");
   const wait = Number.parseFloat(response.headers.get("retry-after") ?? "") || 0;
   return new Failure(kind, message, { status: response.status, wait, param });
 }
@@ -176,8 +177,10 @@ export function explain(failure, limits) {
       return { icon: "cable", title: "The server cannot be reached", text: "Is clipette serve still running?", retry: true };
     case "slow":
       return { icon: "wait", title: "That took too long", text: "The server gave up on this request; it may be busy.", retry: true };
+    case "picture":
+      return { icon: "image", title: "That picture cannot be read", text: "It is damaged, or of a kind that this server does not take. JPEG, PNG and WebP always work.", retry: false };
     case "input":
-      return { icon: "alert", title: "That cannot be searched", text: said, retry: false };
+      return { icon: "alert", title: "That cannot be done", text: said, retry: false };
     default:
       return { icon: "alert", title: "Something broke on the server", text: said || "Its log says what.", retry: true };
   }

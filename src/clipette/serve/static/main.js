@@ -98,7 +98,7 @@ function askForKey(again) {
   const form = h(
     "form",
     {},
-    h("h2", { id: "key-title", text: given ? "That key is not known here" : "This server asks for a key" }),
+    h("h2", { text: given ? "That key is not known here" : "This server asks for a key" }),
     h("label", { for: "key", class: "soft", text: "It is kept until you close this tab, and sent to this server only." }),
     input,
     h("div", { class: "acts" }, h("button", { type: "submit", class: "primary", text: "Use it" })),
