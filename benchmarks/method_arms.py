@@ -16,7 +16,7 @@ from clipette.io import digest_json, write_atomic
 from clipette.models.inference import TorchEncoder
 from clipette.tasks.objective import TeacherFacts
 from common import say
-from method_heads import Material, Sizes, TaskOf, Teacher, method_needs, objective_of, score_head, train_head
+from method_heads import STUDENT, Material, Sizes, TaskOf, Teacher, method_needs, objective_of, score_head, train_head
 from method_list import find_method
 from method_sets import Benchmark, Doubles, Round
 from peers import PEERS, task_of
@@ -127,7 +127,7 @@ def head_arm(
         )
         return score_head(head, part, material)
 
-    kept_by = [what, vars(sizes), seed, part.train.fingerprint(), bench.teacher.mark, list(classes), each]
+    kept_by = [what, vars(sizes), STUDENT, seed, part.train.fingerprint(), bench.teacher.mark, list(classes), each]
     if guides and bench.second is not None:
         kept_by.append(bench.second.mark)
     return arms.get(found.name, f"{part.name}-{name}-{seed}", kept_by, train)

@@ -50,6 +50,8 @@ from method_sets import Benchmark, Doubles, Round
 VIEWS = ViewSettings(count=4, scale=(0.5, 1.0))
 HIDDEN, DROPOUT = 1024, 0.3
 SIDE = 128
+# What every arm's student is: another is another arm.
+STUDENT = ["mobilenetv2_100", SIDE, HIDDEN, DROPOUT, VIEWS.model_dump(mode="json")]
 
 
 @dataclass(frozen=True)

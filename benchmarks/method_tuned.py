@@ -35,6 +35,12 @@ ACROSS = {
     "fashion_mnist": "fashion_mnist.tar.gz?split=test",
 }
 EPOCHS = 3.0
+STUDENT = PROJECT / "benchmarks" / "recipes" / "flickr8k-a.yaml"
+
+
+def tuned_mark() -> str:
+    """What all students share: arms of another recipe are other arms."""
+    return digest_json(STUDENT.read_text())
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def tuned_method(name: str) -> Method:
 
 def tuned_recipe(tuned: Tuned, method: Method, seed: int) -> Recipe:
     """Student A of bench-flickr8k with another loss."""
-    base = load_yaml(Recipe, PROJECT / "benchmarks" / "recipes" / "flickr8k-a.yaml").model_dump(mode="json")
+    base = load_yaml(Recipe, STUDENT).model_dump(mode="json")
     base["student"]["image"]["weights"] = str(tuned.shared / "weights" / "mobilenetv2_100_same.safetensors")
     names = [] if "class_text_ce" in method.loss else list(tuned.names)
     train = {**base["train"], "epochs": tuned.epochs, "batch_size": min(128, len(tuned.train) // 2)}

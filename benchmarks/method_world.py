@@ -14,17 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from clipette import verbs
 from clipette.config import find_recipe, load_yaml
 from clipette.data.dataset import Dataset
 from clipette.data.sources import load_data
 from clipette.data.world import WorldSpec
 from clipette.data.world_write import write_worlds
-from clipette.io import digest_json
+from clipette.io import digest_json, write_atomic
 from clipette.models.inference import TorchEncoder
-from clipette.models.saved import load_model
+from clipette.models.saved import load_model, state_bytes
 from clipette.resolve import resolve
 from clipette.store import Store, open_store
 from clipette.tasks.pour import PourPlan
@@ -47,6 +45,16 @@ SIZES = {
 }
 PROMPTS = {"count": 8, "depth": 3}
 MASKED = 0.75
+
+
+RECIPE = PROJECT / "benchmarks" / "recipes" / "methods-world-vit.yaml"
+
+
+def world_mark() -> str:
+    """What makes teacher and start: an arm of another is another arm."""
+    return digest_json(
+        [find_recipe(name).read_text() for name in ("demo-teacher", "demo-student")] + [RECIPE.read_text()]
+    )
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ def open_world(cache: Path, steps: int, *, smoke: bool) -> World:
     written = write_worlds(folder / "data", [WorldSpec(split, count) for split, count in sizes.items()])
     data = {split: " + ".join(f"wds:{path}" for path in tars) for split, tars in zip(sizes, written, strict=True)}
     short = ["train.steps=4", "train.batch_size=16"] if smoke else []
-    for name, recipe in (("teacher", "demo-teacher"), ("vit", PROJECT / "benchmarks/recipes/methods-world-vit.yaml")):
+    for name, recipe in (("teacher", "demo-teacher"), ("vit", RECIPE)):
         if not (folder / name / "summary.json").is_file():
             say(f"world: training {name}")
             verbs.pretrain(recipe, data=data["pretrain"], out=folder / name, overrides=short)
@@ -82,15 +90,14 @@ def open_world(cache: Path, steps: int, *, smoke: bool) -> World:
     assert isinstance(encoder, TorchEncoder)
     teacher = Teacher(encoder, f"world-{encoder.space[:12]}", {})
     weights = folder / "vit.safetensors"
-    start = load_model(folder / "vit").model.image_tower()
-    save_file({name: value.contiguous() for name, value in start.trunk.state_dict().items()}, weights)
+    if not weights.is_file():
+        start = load_model(folder / "vit").model.image_tower()
+        write_atomic(weights, state_bytes({name: v.contiguous() for name, v in start.trunk.state_dict().items()}))
     train = load_data(data["train"])
     plan = PourPlan(images=False, views=4, captions=True, policy=_views().views.policy())
     store = open_store(pour_into(encoder, train, folder / "store", plan).path)
     bench = Benchmark("world", (_round(train, data),))
-    image = load_yaml(Recipe, PROJECT / "benchmarks/recipes/methods-world-vit.yaml").student.image.model_dump(
-        mode="json"
-    )
+    image = load_yaml(Recipe, RECIPE).student.image.model_dump(mode="json")
     return World(bench, teacher, store, weights, image, scored_images(bench_list(bench), teacher, cache), steps)
 
 

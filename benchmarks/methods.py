@@ -19,8 +19,8 @@ fine-tuned students (``method_tuned.py``).
 
 Nothing is chosen on test. A part on which the teacher is under three times chance is reported and not ranked. Claims
 are by paired bootstrap over seeds and items (``method_claims.py``). Finished arms are kept under ``CLIPETTE_CACHE``:
-``make bench-methods SEEDS=0 METHODS=ood,dkd``; two processes with other seeds may run side by side. ``--estimate`` says
-how long what is missing would take.
+``make bench-methods SEEDS=0 METHODS=ood,dkd``. Once a first arm of each set is there (it pours, encodes and renders for
+all), two processes with other seeds may run side by side. ``--estimate`` says how long what is missing would take.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clipette.models.core import weights_digest
 from clipette.models.inference import TorchEncoder
 from clipette.resolve import resolve
 from common import PROJECT, arguments, bench_cache, finish, machine, say, shared_folder
@@ -46,8 +47,8 @@ from method_page import write_page
 from method_sets import Benchmark, benchmark
 from method_text import ARMS as TEXT_ARMS
 from method_text import prepare_texts, train_text
-from method_tuned import EPOCHS, Tuned, rounds_of, train_tuned, tuned_method, tuned_sets, tuned_store
-from method_world import SIZES, open_world, train_world
+from method_tuned import EPOCHS, Tuned, rounds_of, train_tuned, tuned_mark, tuned_method, tuned_sets, tuned_store
+from method_world import SIZES, open_world, train_world, world_mark
 from peers import PEERS, add_path, missing
 
 REAL = ("flickr8k", "caltech101", "pacs")
@@ -83,7 +84,7 @@ def world_tier(bench: Bench, arms: Arms, methods: Sequence[str]) -> dict[str, An
 
     scores: dict[str, dict[str, list[Scores]]] = {}
     for name in methods:
-        what = [find_method(name, captions=True).to_dict(), steps, SIZES]
+        what = [find_method(name, captions=True).to_dict(), steps, SIZES, world_mark()]
         made = [
             arms.get("world", f"world-{name}-{seed}", [*what, seed], partial(train, name, seed)) for seed in bench.seeds
         ]
@@ -181,7 +182,7 @@ def tuned_tier(bench: Bench, arms: Arms, methods: Sequence[str], epochs: float) 
     scores: dict[str, dict[str, list[Scores]]] = {name: {part.name: [] for part in rounds} for name in methods}
     for name in methods:
         for seed in bench.seeds:
-            what = [tuned_method(name).to_dict(), epochs, train.fingerprint(), bench.teacher.mark, seed]
+            what = [tuned_method(name).to_dict(), epochs, train.fingerprint(), bench.teacher.mark, tuned_mark(), seed]
             one = arms.get("tuned", f"tuned-{name}-{seed}", what, partial(flat, name, seed))
             for part in rounds if one is not None else []:
                 cut = {key.partition("|")[2]: v for key, v in one.items() if key.partition("|")[0] == part.name}
@@ -262,8 +263,9 @@ def named_teacher(folder: Path, stores: Mapping[str, Path] | None = None) -> Tea
     encoder = resolve(str(folder))
     if not isinstance(encoder, TorchEncoder):
         raise SystemExit(f"{folder} is no run directory")
-    # The space of a run in its teacher's space is not its own: its folder's name tells it apart.
-    return Teacher(encoder, folder.name, stores or {"flickr8k": folder.parent / f"store-{folder.name}"})
+    # Not its space: a student has its teacher's.
+    mark = f"{folder.name}-{weights_digest(encoder.model)[:8]}"
+    return Teacher(encoder, mark, stores or {"flickr8k": folder.parent / f"store-{folder.name}"})
 
 
 def newest(arm: str, *, needed: bool = True) -> Path | None:
