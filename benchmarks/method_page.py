@@ -52,8 +52,13 @@ def _tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows |= {name: summary[name] for name in ("methods", "baselines", "candidates", "peers") if summary.get(name)}
     found = []
     if rows:
-        found.append(_table("All methods", rows, summary))
-    for name, title in (("world", "Sample world: methods that need a ViT"), ("text", "Text tower")):
+        found.append(_table("All methods (caltech101 and pacs: inductive)", rows, summary))
+    apart = (
+        ("transductive", "Caltech101, transductive: unlabelled images of novel classes too"),
+        ("world", "Sample world: methods that need a ViT"),
+        ("text", "Text tower"),
+    )
+    for name, title in apart:
         part = summary.get(name)
         if part:
             found.append(_table(title, {"methods": part["methods"]}, part))

@@ -21,6 +21,7 @@ from clipette.types import Floats
 Doubles: TypeAlias = npt.NDArray[np.float64]
 Read: TypeAlias = Callable[[str], Dataset]
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
+TRANSDUCTIVE = "caltech101-transductive"
 STYLES = ("outline", "noise", "inverted", "blurred")
 RANKS = (1, 5, 10)
 # One training image of four is kept for choosing between methods: 2 of Caltech's 8 a class, 9 of PACS's 35.
@@ -118,6 +119,8 @@ def benchmark(shared: Path, name: str, limit: int | None = None) -> Benchmark:
         return Benchmark(name, (Round(name, train, (sides["dev"],), (sides["test"],)),))
     if name == "caltech101":
         return Benchmark(name, (_caltech(data),))
+    if name == TRANSDUCTIVE:
+        return Benchmark(name, (_unlabelled(data),))
     return Benchmark(name, tuple(_left_out(data, domain) for domain in DOMAINS))
 
 
@@ -134,6 +137,17 @@ def _caltech(data: Read) -> Round:
         combine="harmonic",
         captions=False,
     )
+
+
+def _unlabelled(data: Read) -> Round:
+    """PromptKD's protocol: images of all classes, novel ones too, without labels or captions; all class names known."""
+    train, dev = held_out(data("caltech101.tar?split=train"))
+    test = data("caltech101.tar?split=test")
+
+    def halves(each: Dataset) -> tuple[Part, ...]:
+        return tuple(Part(half, each.filter(classes=half), "top1") for half in ("base", "novel"))
+
+    return Round(TRANSDUCTIVE, train, halves(dev), halves(test), combine="harmonic", captions=False)
 
 
 def _left_out(data: Read, domain: str) -> Round:

@@ -6,7 +6,9 @@ method is the ``loss`` of its shipped recipe; student, schedule and batch are co
 
 - ``flickr8k``: captions; mean recall. Class-text methods get LVIS's 1,203 names for classes;
 - ``caltech101``: base-to-novel; trained on base classes only (inductive); harmonic mean of base and novel top-1;
-- ``pacs``: leave one domain out; top-1 on the left-out domain.
+- ``pacs``: leave one domain out; top-1 on the left-out domain;
+- ``caltech101-transductive``: unlabelled images of all classes, the novel ones too (PromptKD's protocol): a table of
+  its own, of the methods that read neither labels nor captions;
 - ``world``: the rendered sample world, for what needs a ViT (``method_world.py``): a table of its own;
 - ``text``: two layers of the teacher's text tower (``method_text.py``): a table of its own.
 
@@ -41,10 +43,10 @@ from clipette.resolve import resolve
 from common import PROJECT, arguments, bench_cache, finish, machine, say, shared_folder
 from method_arms import Arms, Bench, Found, Scores, head_arm, once, stacked
 from method_claims import Values, claims, everything, means, tabulate, teacher_report
-from method_heads import Sizes, Teacher, prepare, scored_images, teacher_vectors
+from method_heads import Sizes, Teacher, method_needs, prepare, scored_images, teacher_vectors
 from method_list import BASELINES, KNOWN, PUBLISHED, WORLD, find_method, group_of
 from method_page import write_page
-from method_sets import Benchmark, benchmark
+from method_sets import TRANSDUCTIVE, Benchmark, benchmark
 from method_text import ARMS as TEXT_ARMS
 from method_text import prepare_texts, train_text
 from method_tuned import EPOCHS, Tuned, rounds_of, train_tuned, tuned_mark, tuned_method, tuned_sets, tuned_store
@@ -52,7 +54,7 @@ from method_world import SIZES, open_world, train_world, world_mark
 from peers import PEERS, add_path, missing
 
 REAL = ("flickr8k", "caltech101", "pacs")
-STEPS = {"flickr8k": 400, "caltech101": 200, "pacs": 200, "world": 300, "text": 400}
+STEPS = {"flickr8k": 400, "caltech101": 200, TRANSDUCTIVE: 200, "pacs": 200, "world": 300, "text": 400}
 CHOSEN = 4
 SMOKE = 64
 
@@ -72,6 +74,18 @@ def real_tier(bench: Bench, arms: Arms, sets: Iterable[str], methods: Sequence[s
                 made = [head_arm(bench, arms, each, part, make, name, seed) for seed in bench.seeds]
                 scores[name][part.name] = [one for one in made if one is not None]
     return found, ({} if arms.waiting else stacked(scores))
+
+
+def unlabelled(name: str) -> bool:
+    """Whether a method reads neither labels nor captions: on classes whose images are unlabelled nothing else runs."""
+    needs = PEERS[name].needs if name in PEERS else method_needs(find_method(name, captions=False))
+    return not needs & {"labels", "student_text", "teacher_text"}
+
+
+def transductive_tier(bench: Bench, arms: Arms, methods: Sequence[str]) -> dict[str, Any]:
+    """The transductive protocol's own table."""
+    found, values = real_tier(bench, arms, [TRANSDUCTIVE], methods)
+    return summarised(found, values, teacher_said(bench, found)) if values else {}
 
 
 def world_tier(bench: Bench, arms: Arms, methods: Sequence[str]) -> dict[str, Any]:
@@ -206,7 +220,9 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--methods", help="comma-separated: methods, candidates of our default, peers; all if not given"
     )
-    parser.add_argument("--sets", default=",".join((*REAL, "world", "text")), help="tier 1, comma-separated")
+    parser.add_argument(
+        "--sets", default=",".join((*REAL, TRANSDUCTIVE, "world", "text")), help="tier 1, comma-separated"
+    )
     parser.add_argument("--steps", type=int, help="steps of every tier-1 arm, in place of each set's own")
     parser.add_argument("--epochs", type=float, default=EPOCHS, help="of a tier-2 arm")
     parser.add_argument("--teacher", type=Path, help="run directory; T1 of bench-flickr8k by default")
@@ -293,13 +309,16 @@ def tier_one(bench: Bench, arms: Arms, given: argparse.Namespace, absent: Mappin
     real = [name for name in sets if name in REAL]
     known = [name for name in KNOWN if name != "mobileclip" or bench.second is not None]
     found, values = real_tier(bench, arms, real, asked([*known, *peers])) if real else ([], {})
+    blind = asked([name for name in (*known, *peers) if unlabelled(name)])
+    open_set = transductive_tier(bench, arms, blind) if TRANSDUCTIVE in sets and blind else {}
     world = world_tier(bench, arms, asked(WORLD)) if "world" in sets and asked(WORLD) else {}
     texts = [name for name in TEXT_ARMS if not name.startswith("sentence") or "sentence_transformers" not in absent]
     text = text_tier(bench, arms, asked(texts)) if "text" in sets and asked(texts) else {}
     if arms.estimating:
         return {}
     whole = summarised(found, values, teacher_said(bench, found)) if values else {"methods": {}, "claims": {}}
-    return {**sorted_rows(whole), "world": world, "text": text, "missing_peers": dict(absent)}
+    apart = {"transductive": open_set, "world": world, "text": text}
+    return {**sorted_rows(whole), **apart, "missing_peers": dict(absent)}
 
 
 def sorted_rows(whole: Mapping[str, Any]) -> dict[str, Any]:

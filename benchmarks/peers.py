@@ -144,7 +144,7 @@ PEERS: Mapping[str, Peer] = {
     "torchdistill-kd": Peer(
         "torchdistill",
         "KDLoss, temperature 1, half labels where there are any (its ImageNet configuration)",
-        CLASSES,
+        CLASSES | {"labels"},
         _on_logits("KDLoss", temperature=1.0, alpha=0.5),
     ),
     "torchdistill-dist": Peer(

@@ -225,6 +225,13 @@ def test_every_method_has_a_loss(captions: bool) -> None:
     assert "default" in lists.KNOWN
 
 
+def test_without_labels_only_methods_that_read_none_run() -> None:
+    methods = module("methods")
+    blind = {name for name in (*lists.KNOWN, *peers.PEERS) if methods.unlabelled(name)}
+    assert {"default", "promptkd-stage2", "dkd", "dist", "standardized", "unlabelled", "torchdistill-dist"} <= blind
+    assert not blind & {"ood", "clip", "clip-kd", "torchdistill-kd", "open_clip", "default+clip"}
+
+
 def batch(count: int = 12, dim: int = 16, classes: int = 5) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
 

@@ -220,6 +220,7 @@ def _student(setting: Setting, choice: Candidate, *, frozen: bool) -> dict[str, 
     tower = setting.teacher.model.image_tower()
     learns = "head" if frozen else "all"
     image: dict[str, Any]
+    head: dict[str, Any]
     if choice.inherits:
         known = tower.blueprint.arguments
         cut = tower.preprocess
