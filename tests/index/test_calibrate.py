@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from clipette.index.calibrate import (
 )
 from clipette.index.collection import open_index
 from clipette.index.query import Query
-from clipette.index.scales import Scale
 from clipette.index.search import Searcher
 from clipette.index.store import Row
 
@@ -174,7 +174,7 @@ def test_a_threshold_that_would_refuse_most_answers_is_not_used(tmp_path: Path) 
         encoder = Meaning()
         found = calibrate(collection, encoder)
         word = found.scales["word->image"]
-        harsh = Scale(word.method, word.scores, word.alpha, word.items, false_reject=0.8, answered=100)
+        harsh = replace(word, false_reject=0.8, answered=100)
         keep_calibration(
             collection, Calibration(found.encoder, found.probe, 0.1, 1, {**found.scales, "word->image": harsh})
         )

@@ -17,16 +17,19 @@ import numpy as np
 from clipette.errors import ConfigError, UserError
 from clipette.index.background import background_texts, length_of
 from clipette.index.collection import Collection
-from clipette.index.scales import Method, Scale, needed, scale_of
+from clipette.index.scales import Method, Scale, needed, pack, reaches, scale_of, unpack
 from clipette.index.store import KINDS, Kind, Row
+from clipette.metrics.similarity import Doubles
 from clipette.types import Encoder, Floats
 
 log = logging.getLogger(__name__)
 
 FACT, VERSION = "calibration", 1
 FALSE_ACCEPT = 0.1
-# Of rows: those that captions are read of, those that ask as queries; of captions: those that are asked.
-READ, ASKED, ANSWERED = 20_000, 1000, 500
+# Of rows: those that captions are read of, that ask as queries, whose mean score is taken; of captions: those asked.
+READ, ASKED, ANSWERED, SAMPLED = 20_000, 1000, 300, 2000
+# Background texts of a length: a model that takes 10 ms a text is done with all in 10 seconds.
+TEXTS = 300
 # Captions vouch for what is not in a collection only where most images have one.
 CAPTIONED = 0.5
 # Fewer queries of a kind than this say little about a rate.
@@ -63,7 +66,7 @@ class Calibration:
         """As the manifest holds it."""
         return {
             "encoder": self.encoder,
-            "probe": list(self.probe),
+            "probe": pack(self.probe),
             "alpha": self.alpha,
             "generation": self.generation,
             "scales": {name: scale.to_json() for name, scale in self.scales.items()},
@@ -74,7 +77,7 @@ class Calibration:
         """The inverse of ``to_json``."""
         return Calibration(
             encoder=str(value["encoder"]),
-            probe=tuple(float(each) for each in value["probe"]),
+            probe=unpack(value["probe"]),
             alpha=float(value["alpha"]),
             generation=int(value["generation"]),
             scales={str(name): Scale.from_json(scale) for name, scale in value["scales"].items()},
@@ -120,7 +123,7 @@ def probe_of(encoder: Encoder) -> tuple[float, ...]:
         vector = encoder.encode_texts([PROBE_TEXT])[0]
     except UserError:  # a table of stored texts knows only its own
         return ()
-    return tuple(np.round(vector.astype(np.float64), 4).tolist())
+    return tuple(vector.astype(np.float64).tolist())
 
 
 def kept_calibrations(collection: Collection) -> list[Calibration]:
@@ -163,6 +166,7 @@ class _Work:
         self.encoder = encoder
         self.alpha = alpha
         self.seed = seed
+        self._known: dict[str, Floats] = {}
 
     def texts(self, kind: Kind, background: Sequence[str]) -> dict[str, Scale]:
         """Scales of texts that ask for items of ``kind``."""
@@ -171,35 +175,64 @@ class _Work:
         classes = _classes(rows)
         described = len(said) >= CAPTIONED * len(rows)
         usual: Method = "mismatched" if described else "robust"
-        groups = {name: (usual, texts) for name, texts in background_texts([*said, *classes]).items()}
-        groups |= {name: ("mismatched", texts) for name, texts in _by_length(background).items()}
+        named = background_texts([*said, *classes])
+        everything = background_texts()
+        own = _by_length(background)
+        self._check(own)
         answered = self._answered(kind, said, classes)
+        sample = self.collection.vectors(self.collection.sample_keys(SAMPLED, kind=kind, seed=self.seed))
         scales = {}
-        for name, (method, texts) in groups.items():
-            if len(texts) < max(needed(self.alpha), 0 if background else FEWEST):
-                if method == "mismatched" and background:
-                    raise ConfigError(
-                        f"calibration: {len(texts)} background texts of the length '{name}'; a rate of "
-                        f"{self.alpha:g} takes {needed(self.alpha)} or more (or none)"
-                    )
-                # The captions name nearly every topic: what is left over says little.
-                method, texts = "robust", background_texts()[name]
-            best = self._best(self.encoder.encode_texts(texts), kind)
-            count = self.collection.count(kind)
-            scales[f"{name}->{kind}"] = scale_of(method, best, self.alpha, count, answered.get(name, ()))
+        count = max(TEXTS, 2 * needed(self.alpha))
+        for name, all_texts in everything.items():
+            if name in own:
+                method: Method = "mismatched"
+                centring, asking = self._encode(_spaced(all_texts, count)), self._encode(own[name])
+            else:
+                # Where captions name nearly every topic, what is left over says little.
+                few = len(named[name]) < 2 * max(needed(self.alpha), FEWEST)
+                method = "robust" if few else usual
+                both = self._encode(_spaced(all_texts if few else named[name], count))
+                # The centre comes from texts that are not asked: those asked are to it what any new query is.
+                centring, asking = both[::2], both[1::2]
+            centre = centring.mean(axis=0, dtype=np.float64).astype(np.float32)
+            offset = float((sample @ centre).mean(dtype=np.float64))
+            queries = [asking, answered[name]] if name in answered else [asking, asking[:0]]
+            best, known = ((self._best(each, kind) - offset) / reaches(each, centre) for each in queries)
+            items = self.collection.count(kind)
+            scales[f"{name}->{kind}"] = scale_of(
+                method, best, self.alpha, items, centre=centre, offset=offset, answered=known
+            )
         return scales
 
+    def _check(self, own: Mapping[str, Sequence[str]]) -> None:
+        for name, texts in own.items():
+            if len(texts) < needed(self.alpha):
+                raise ConfigError(
+                    f"calibration: {len(texts)} background texts of the length '{name}'; a rate of "
+                    f"{self.alpha:g} takes {needed(self.alpha)} or more, or none of that length"
+                )
+
+    def _encode(self, texts: Sequence[str]) -> Floats:
+        """Vectors of texts, each encoded once a calibration."""
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if fresh:
+            self._known.update(zip(fresh, self.encoder.encode_texts(fresh), strict=True))
+        return np.stack([self._known[text] for text in texts])
+
     def _answered(self, kind: Kind, said: Sequence[str], classes: Sequence[str]) -> dict[str, Floats]:
-        """By length: the best scores of texts that do have an answer, namely captions and classes of images."""
+        """By length: vectors of texts that do have an answer, namely captions and classes of images."""
         if kind == "text":
             return {}  # a text finds itself: that says nothing about other queries
         chosen = np.random.default_rng(self.seed).permutation(len(said))[:ANSWERED]
         groups = _by_length([*(said[i] for i in sorted(chosen.tolist())), *classes])
-        return {name: self._best(self.encoder.encode_texts(texts), kind) for name, texts in groups.items()}
+        return {name: self._encode(texts) for name, texts in groups.items()}
 
-    def _best(self, queries: Floats, kind: Kind) -> Floats:
+    def _best(self, queries: Floats, kind: Kind) -> Doubles:
+        """[Q] the best cosine of each query."""
+        if not len(queries):
+            return np.zeros(0, dtype=np.float64)
         found = self.collection.search_vectors(queries, 1, kind=kind)
-        return np.array([scores[0] for scores in found.scores], dtype=np.float32)
+        return np.array([scores[0] for scores in found.scores], dtype=np.float64)
 
     def images(self, kind: Kind) -> dict[str, Scale]:
         """The scale of pictures that ask for items of ``kind``: the collection's own images ask, without themselves."""
@@ -223,6 +256,12 @@ def _classes(rows: Iterable[Row]) -> list[str]:
     """The distinct class names of rows, as words."""
     names = dict.fromkeys(str(row.meta["class"]) for row in rows if row.meta.get("class"))
     return [name.replace("_", " ") for name in names]
+
+
+def _spaced(texts: Sequence[str], count: int) -> list[str]:
+    """At most ``count`` of the texts, evenly spaced."""
+    places = np.round(np.linspace(0, len(texts) - 1, min(count, len(texts)))).astype(np.int64)
+    return [texts[place] for place in places.tolist()]
 
 
 def _by_length(texts: Iterable[str]) -> dict[str, list[str]]:

@@ -36,7 +36,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """One item found: its cosine, that in standard units less penalties, and the keys folded into it."""
+    """One item found: its cosine, what it was ranked by (in units of spread, less penalties), keys folded into it."""
 
     key: str
     score: float
@@ -83,8 +83,12 @@ def refined(
     mmr: float | None,
     group: bool,
     exact: bool | None,
+    standard: bool = False,
 ) -> list[list[Picked]]:
     """At most ``k`` items of one kind for each query, best first.
+
+    ``standard``: put ``Picked.standard`` in units of spread, for comparison with items of another kind; else it may be
+    the bare cosine, which costs nothing.
 
     Without negatives, marks, MMR and grouping the order is that of the collection's search: cosine, then key.
     """
@@ -94,7 +98,10 @@ def refined(
     depths = [_depth(query, asking) for query in queries]
     # One pass over the collection for all queries; those that need more come back for it.
     found = collection.search_vectors(np.stack([query.vector for query in queries]), max(depths), where, exact, kind)
-    moments = reference.moments_of(np.stack([query.vector for query in queries]))
+    if standard or any(len(query.negatives) for query in queries):
+        moments = reference.moments_of(np.stack([query.vector for query in queries]))
+    else:
+        moments = [Moments(0.0, 1.0)] * len(queries)
     out = []
     for query, known, depth, keys, scores in zip(queries, moments, depths, found.keys, found.scores, strict=True):
         out.append(_one(query, known, asking, depth, keys, scores))

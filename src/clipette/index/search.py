@@ -197,7 +197,7 @@ class Searcher:
     # ------------------------------------------------------------ queries to vectors
 
     def _encode(self, queries: Sequence[Query | None]) -> Mapping[str | int, Floats]:
-        """The vector of every text, and of every query's picture by the query's position."""
+        """The vector of every text, and of every query's picture by the query's identity."""
         asked = [query for query in queries if query is not None]
         texts = list(dict.fromkeys(text for query in asked for text in self.texts_of(query)))
         table: dict[str | int, Floats] = {}
@@ -264,7 +264,11 @@ class Searcher:
         ]
         answers: list[list[tuple[Kind, Picked]]] = [[] for _ in queries]
         for kind in kinds:
-            reference = self.reference(kind)
+            # Most searches are of one part and plain: those need nothing but the nearest.
+            plain = (
+                how.kind != "any" and how.mmr is None and not how.group and all(_is_plain(*each) for each in queries)
+            )
+            reference = self.nothing if plain else self.reference(kind)
             wanted = [_wanted(*query, reference) for query in queries]
             found = refined(
                 self.collection,
@@ -276,12 +280,12 @@ class Searcher:
                 mmr=how.mmr,
                 group=how.group,
                 exact=how.exact,
+                standard=how.kind == "any",
             )
             for answer, each in zip(answers, found, strict=True):
                 answer += [(kind, item) for item in each]
-        took = (time.perf_counter() - started) * 1000.0
         return [
-            self._explained(encoded, _merged(answer, how), how, kinds, generation, took)
+            self._explained(encoded, _merged(answer, how), how, kinds, generation, started)
             for (encoded, _, _), answer in zip(queries, answers, strict=True)
         ]
 
@@ -292,19 +296,22 @@ class Searcher:
         how: How,
         kinds: Sequence[Kind],
         generation: int,
-        took: float,
+        started: float,
     ) -> Results:
         calibration = None if query.asked is None else self.calibration
         scales: dict[Kind, Scale | None] = {
             kind: None if calibration is None or query.asked is None else calibration.scale(query.asked, kind)
             for kind in kinds
         }
-        bounds = {kind: self._bound(scale, how.threshold, kind) for kind, scale in scales.items()}
+        reach = {kind: 1.0 if scale is None else scale.reach(query.parts[0][0]) for kind, scale in scales.items()}
+        bounds = {kind: self._bound(scale, reach[kind], how.threshold, kind) for kind, scale in scales.items()}
         hits = []
         rows = self.collection.rows([item.key for _, item in found])
         for rank, ((kind, item), row) in enumerate(zip(found, rows, strict=True), 1):
             scale, bound = scales[kind], bounds[kind]
-            sure = None if scale is None else round(scale.confidence(item.score, self.collection.count(kind)), 4)
+            sure = None
+            if scale is not None:
+                sure = round(scale.confidence(item.score, reach[kind], items=self.collection.count(kind)), 4)
             fits = None if bound is None else item.score >= bound
             hits.append(
                 Hit(rank, row.key, item.score, kind, row.text, row.location, row.meta, item.duplicates, sure, fits)
@@ -318,17 +325,22 @@ class Searcher:
             calibrated=bool(known),
             false_accept=known[0].alpha if known and bounded and how.threshold == "auto" else None,
             generation=generation,
-            took_ms=round(took, 3),
+            took_ms=round((time.perf_counter() - started) * 1000.0, 3),
         )
 
-    def _bound(self, scale: Scale | None, threshold: Threshold, kind: Kind) -> float | None:
+    def _bound(self, scale: Scale | None, reach: float, threshold: Threshold, kind: Kind) -> float | None:
         if threshold != "auto":
             return None if threshold is None else float(threshold)
         if scale is None or (scale.false_reject or 0.0) > MOST_REFUSED:
             return None
-        return scale.threshold(self.collection.count(kind))
+        return scale.threshold(reach, items=self.collection.count(kind))
 
     # ------------------------------------------------------------ what is known of the collection
+
+    @property
+    def nothing(self) -> Reference:
+        """A reference that says nothing: mean 0, spread 1."""
+        return Reference(np.zeros((0, self.collection.dim), dtype=np.float32))
 
     def reference(self, kind: Kind) -> Reference:
         """A sample of the items of one kind, drawn again when the collection has changed much."""
@@ -364,6 +376,10 @@ def _own(vector: Floats | None, dim: int) -> Floats:
     if values.shape != (dim,):
         raise ConfigError(f"query: a vector of shape {list(values.shape)}; this index needs [{dim}]")
     return unit(values, "query")
+
+
+def _is_plain(query: Encoded, liked: Floats, disliked: Floats) -> bool:
+    return len(query.parts) == 1 and not (len(liked) or len(disliked) or len(query.negatives))
 
 
 def _wanted(query: Encoded, liked: Floats, disliked: Floats, reference: Reference) -> Wanted:
