@@ -297,6 +297,17 @@ def test_the_lookalikes_lead() -> None:
     assert means == sorted(means, reverse=True)
 
 
+def test_transfer_is_the_rank_correlation() -> None:
+    stats = pytest.importorskip("scipy.stats", reason="SciPy is the yardstick, no dependency")
+    dataset, encoder = pets(each=6)
+    found = study(dataset, encoder)
+    values = [(each.dev.value, each.test.value) for each in found.wordings if each.kind == "template"]
+    assert found.transfer() == pytest.approx(stats.spearmanr(*zip(*values, strict=True)).statistic)
+    assert found.to_json()["transfer"] == found.transfer()
+    assert np.isnan(study(dataset, encoder, [GOOD, BAD]).transfer())
+    assert found.wording("mean of all").kind == "mean"
+
+
 # ---------------------------------------------------------------- refusals
 
 

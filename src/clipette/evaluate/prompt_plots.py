@@ -14,7 +14,7 @@ from clipette.evaluate.prompts import ConfusedPair, PathPoint, Wording
 
 KINDS = {
     "template": "one template",
-    "mean": "a set's mean",
+    "mean": "a plain mean",
     "descriptions": "LLM descriptions",
     "chosen": "chosen on the dev part",
 }
@@ -78,14 +78,10 @@ def path(points: Sequence[PathPoint]) -> bytes:
             axes.plot(
                 sizes, values, color=colour(row), linestyle=dash(row), marker=marker(row), markersize=5, label=name
             )
-        axes.axvline(kept, color=FAINT, linewidth=1.2, linestyle=":")
-        axes.annotate(
-            f"kept: {kept}", (kept, 1), (4, -12), xycoords=("data", "axes fraction"), textcoords="offset points",
-            fontsize=9, color=INK,
-        )  # fmt: skip
+        axes.axvline(kept, color=FAINT, linewidth=1.6, linestyle=":", label=f"kept: {kept}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="wordings in the ensemble", ylabel="top-1 accuracy")
-        canvas.legend(loc="outside upper left", ncols=2, fontsize=10)
+        canvas.legend(loc="outside upper left", ncols=3, fontsize=9)
 
     return draw((WIDTH, 3.4), paint)
 

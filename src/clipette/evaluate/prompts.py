@@ -100,13 +100,25 @@ class PromptStudy:
                 return each
         raise KeyError(f"no wording '{name}' was studied")
 
+    def transfer(self) -> float:
+        """Rank correlation (Spearman's) of development and test accuracy over single templates; NaN for fewer than 3.
+
+        Near 1: the development images order wordings as the test images do; near 0: what they choose is luck.
+        """
+        own = [each for each in self.wordings if each.kind == "template"]
+        ranks = [_ranks([each.dev.value for each in own]), _ranks([each.test.value for each in own])]
+        if len(own) < 3 or any(np.ptp(each) == 0 for each in ranks):
+            return float("nan")
+        return float(np.corrcoef(ranks)[0, 1])
+
     def ranked(self) -> list[Wording]:
         """Best on test first; ties by name."""
         return sorted(self.wordings, key=lambda each: (-each.test.value, each.name))
 
     def to_json(self) -> dict[str, object]:
         """Plain JSON values."""
-        return {each.name: plain(getattr(self, each.name)) for each in fields(self)}
+        own = {each.name: plain(getattr(self, each.name)) for each in fields(self)}
+        return own | {"transfer": plain(self.transfer())}
 
 
 @dataclass(frozen=True)
@@ -242,7 +254,7 @@ class _Study:
         kinds: dict[str, Kind] = {each.name: each.kind for each in self.asked}
         chosen, selection = self._chosen()
         for name, shares in chosen.items():
-            kinds[name] = "chosen"
+            kinds[name] = "mean" if name == EVERYTHING else "chosen"
             weights[name] = shares
         stacked = {name: self.vectors[name] for name in self.vectors} | {
             name: self._mixed(shares) for name, shares in chosen.items()
@@ -346,6 +358,12 @@ class _Study:
             )
             for a, b in pairs
         )
+
+
+def _ranks(values: Sequence[float]) -> Doubles:
+    """Ranks from 0; equal values share the mean of theirs."""
+    array = np.asarray(values)
+    return np.asarray([(array < value).sum() + ((array == value).sum() - 1) / 2 for value in array], dtype=np.float64)
 
 
 def _share(labels: Ints, predicted: Ints, a: int, b: int) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
@@ -118,7 +120,8 @@ def print_prompts(study: PromptStudy, *, most: int = 12) -> None:
         gain = "" if each.name == study.baseline else signed(each.gain.value)
         cells = (number(each.dev.value), number(each.test.value), spread, gain)
         table.add_row(each.name.replace("[", r"\["), *cells, style=style)
-    Console(stderr=True).print(table)
+    console = Console(stderr=True) if sys.stderr.isatty() else Console(stderr=True, width=140)
+    console.print(table)
 
 
 def _tiles(study: PromptStudy) -> list[tuple[str, float, str, str]]:
@@ -157,7 +160,9 @@ def _charts(study: PromptStudy) -> list[Chart]:
         about = "Wordings join in the order in which they help the dev part most."
         charts.append(Chart("The greedy ensemble grows", plots.path(study.path), about))
     if len(study.wordings) > 2:
-        about = "Points far from the line: so few images choose badly."
+        about = "Each dot a wording: were the dev part a good judge, dots would rise from left to right."
+        if not math.isnan(study.transfer()):
+            about += f" Rank correlation over templates: {number(study.transfer())}."
         charts.append(Chart("Can the choice be trusted?", plots.transfer(_drawn_once(ranked)), about))
     return charts
 
