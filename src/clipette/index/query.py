@@ -86,7 +86,7 @@ class Query:
         """A query as people type it: ``beach -people -"red car"``; see ``parse_text``."""
         wanted, unwanted = parse_text(text or "")
         both = tuple(dict.fromkeys((*unwanted, *(each for each in negatives if each.strip()))))
-        return Query(wanted or None, image, key, vector, both, weights)
+        return Query(wanted if wanted.strip() else None, image, key, vector, both, weights)
 
     def describe(self) -> dict[str, object]:
         """The query as JSON for logs: a picture as nothing but the fact that there was one."""
@@ -99,21 +99,22 @@ class Query:
 def parse_text(text: str) -> tuple[str, tuple[str, ...]]:
     """What is wanted and what is not: ``beach -people`` is ``("beach", ("people",))``.
 
-    ``-word`` and ``-"several words"`` are negatives. What stands in quotation marks is taken as it is
-    (``"spider -man"``). A hyphen within a word, before a number or alone is no negative.
+    ``-word`` and ``-"several words"`` are negatives. Within quotation marks nothing is (``"spider -man"``). A hyphen
+    within a word, before a number or alone is no negative. A text without such terms comes back unchanged.
     """
     negatives: dict[str, None] = {}
 
     def taken(match: re.Match[str]) -> str:
         phrase = match["phrase"] if match["phrase"] is not None else match["word"].rstrip(_TRAILING)
         if match["word"] is None and match["minus"] is None:
-            return phrase
+            return phrase if _TERM.search(phrase) else match[0]
         negatives[" ".join(phrase.split())] = None
         return " "
 
-    wanted = " ".join(_TERM.sub(taken, text).split())
+    wanted = _TERM.sub(taken, text)
     negatives.pop("", None)
-    return wanted, tuple(negatives)
+    # A text without such terms goes to the encoder as it is, to the last quotation mark.
+    return text if wanted == text else " ".join(wanted.split()), tuple(negatives)
 
 
 def unit(vector: Floats, what: str) -> Floats:
