@@ -56,6 +56,7 @@ def opened(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
         page.on("request", lambda asked: _own(asked.url, base, errors))
         page.goto(f"{base}/{where}")
         page.wait_for_selector("html[data-ready]")
+        page.wait_for_load_state("networkidle")  # the pictures to begin from have been searched for
         return page
 
     yield open_page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import threading
 import time
 import zlib
@@ -62,7 +63,7 @@ class Hues:
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> Floats:
         own = np.stack([np.random.default_rng(zlib.crc32(text.encode())).normal(size=OWN) for text in texts])
-        named = [[*(float(name in text.lower().split()) for name in NAMES), 0.2] for text in texts]
+        named = [[*(float(name in re.findall(r"\w+", text.lower())) for name in NAMES), 0.2] for text in texts]
         return _unit(np.concatenate([named, 0.3 * np.asarray(_unit(own))], axis=1))
 
     def encode_images(self, images: Sequence[ImageInput], *, batch_size: int = 64) -> Floats:
@@ -107,12 +108,13 @@ def samples() -> list[Sample]:
 
 
 @contextlib.contextmanager
-def served(folder: Path, **settings: Any) -> Iterator[str]:
+def served(folder: Path, encoder: Hues | None = None, **settings: Any) -> Iterator[str]:
     """The address of a running server over ``samples``: index, calibration and application are the real ones."""
+    encoder, config = encoder or Hues(), ServeSettings(**settings)
+    known = [sample for sample in samples() if sample.image is not None or encoder.can_encode_text]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLIPETTE_CACHE", str(folder / "cache"))
-        encoder, config = Hues(), ServeSettings(**settings)
-        collection = build_index(Dataset("the sample world", tuple(samples())), encoder, folder / "my.index")
+        collection = build_index(Dataset("the sample world", tuple(known)), encoder, folder / "my.index")
         app = application(collection, folder / "my.index", encoder, config)
     app.state.service.card = CARD
     bound = bind(config.model_copy(update={"port": 0}))

@@ -109,7 +109,7 @@ def test_an_answer_that_comes_late_is_not_shown(opened: Any) -> None:
     held: list[Any] = []
     page.route("**/v1/search", lambda route: held.append(route) if not held else route.continue_())
     search(page, "red")
-    page.wait_for_function("!document.querySelector('#progress').hidden")
+    expect(page.locator("#progress")).to_have_js_property("hidden", False)
     search(page, "blue")
     first_names(page, "blue")
     held[0].continue_()
@@ -127,7 +127,7 @@ def test_one_result_large(opened: Any) -> None:
     cards(page).nth(1).locator(".shot").click()
     detail = page.locator("#detail")
     expect(detail).to_contain_text("Result 2 of 24")
-    page.wait_for_function("document.querySelector('#detail img').naturalWidth > 0")
+    expect(page.locator("#detail img")).to_have_js_property("naturalWidth", page_world.SIZE)
     for name in ("colour", "shape", "year", "price", "key", "score"):
         expect(detail.locator("dt", has_text=re.compile(f"^{name}$"))).to_be_visible()
     detail.get_by_role("button", name="Next").click()

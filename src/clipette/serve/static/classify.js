@@ -26,6 +26,11 @@ export function start(served, needKey) {
   askForKey = needKey;
   parts = build();
   waiting = new Waiting(parts.notice);
+  const { can_encode_text: text, can_encode_images: images } = info.model;
+  if (!text || !images) {
+    parts.labels.disabled = true;
+    parts.notice.replaceChildren(notice({ icon: "tag", title: "This model cannot classify", text: `It reads ${text ? "texts" : "pictures"} only; labels need both.` }));
+  }
   const typed = later(() => update({ labels: labelsOf(parts.labels.value) }, { replace: true }), TYPING);
   parts.labels.addEventListener("input", typed);
   parts.template.addEventListener("change", () => update({ template: parts.template.value.trim() || "auto" }, { replace: true }));
@@ -77,6 +82,7 @@ export function render(state) {
   if (labelsOf(parts.labels.value).join("\n") !== state.labels.join("\n")) parts.labels.value = state.labels.join("\n");
   if (document.activeElement !== parts.template) parts.template.value = state.template;
   renderFrame(state, kept);
+  if (parts.labels.disabled) return;
   const few = state.labels.length < 2;
   const many = state.labels.length > info.limits.max_labels;
   const signature = JSON.stringify([state.labels, state.template, state.item, state.upload]);

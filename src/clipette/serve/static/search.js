@@ -281,7 +281,7 @@ function nothingClose(part) {
   const text =
     best === undefined || part.threshold === null || part.threshold === undefined
       ? "Nothing in this collection fits what you asked for."
-      : `The closest scored ${best.toFixed(2)}; a match in this collection has ${part.threshold.toFixed(2)} or more.`;
+      : `The closest scored ${best.toFixed(3)}; a match in this collection has ${part.threshold.toFixed(3)} or more.`;
   answer({ icon: "nothing", title: "Nothing close enough", text, actions: part.hits.length ? [["Show the nearest anyway", () => update({ all: true })]] : [] });
 }
 
@@ -320,9 +320,9 @@ function adaptToModel() {
   const { images: pictures, texts: words } = info.index.details;
   const what = words === 0 ? counted(pictures, "picture") : counted(info.index.items, "item");
   byId("hero-line").textContent = `${what} on this server. ${ways}`;
-  const tip = (name, title, words) => h("div", { class: "tip" }, icon(name), h("h2", { text: title }), h("p", { class: "soft", text: words }));
+  const tip = (name, title, ...words) => h("div", { class: "tip" }, icon(name), h("h2", { text: title }), h("p", { class: "soft" }, words));
   const tips = [
-    text && tip("type", "Say it", "Plain words, as you would describe it. A minus leaves something out: beach ‑people."),
+    text && tip("type", "Say it", "Plain words, as you would describe it. A minus leaves something out: ", h("code", { text: "beach -people" })),
     images && tip("clip", "Show it", "Drop a picture anywhere, paste one, or choose it. Add words to steer."),
     tip("up", "Steer it", "Mark what is right and what is wrong, and the search follows. Or ask for more like this."),
   ];
