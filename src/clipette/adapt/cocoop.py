@@ -35,7 +35,9 @@ def conditional_logits(prompts: ClassContext, image: Tensor, context: Tensor, mo
     for start in range(0, len(image), step):
         rows = slice(start, start + step)
         vectors = prompts.vectors((context + moved[rows, None])[:, None])
-        cosines = torch.einsum("bd,bcd->bc", image[rows].to(vectors), vectors)
+        # In half precision each logit would move by up to 0.4 at a scale of 100.
+        with torch.autocast(image.device.type, enabled=False):
+            cosines = torch.einsum("bd,bcd->bc", image[rows].to(vectors), vectors)
         model = prompts.frozen.model
         out.append(cosines * model.scale.detach() + model.bias.detach())
     return torch.cat(out)

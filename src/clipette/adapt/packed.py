@@ -64,7 +64,8 @@ class LogitHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C + 1]."""
-        return pack(self.logits_of(x))
+        with torch.autocast(x.device.type, enabled=False):
+            return pack(self.logits_of(x.float()))
 
 
 def is_packed(model: DualEncoder) -> bool:

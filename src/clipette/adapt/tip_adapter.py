@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,14 +13,17 @@ from clipette.adapt.fitting import Course, Harness, train
 from clipette.errors import ConfigError
 from clipette.losses.numerics import full, similarity
 
+# So often a range of the search may double: from 3 to 48.
+WIDENINGS = 5
+
 
 @dataclass(frozen=True)
 class TipAdapterSettings:
     """``alpha``, ``beta``: the cache's weight and sharpness where nothing is searched, and while keys are trained.
 
     With validation images both are searched on the release's grid, ``beta_steps`` values from 0.1 below ``beta_up_to``
-    and ``alpha_steps`` from 0.1 below ``alpha_up_to``, with α = 0 added: validation may refuse the cache. Where the
-    model's scale is not CLIP's 100, α weighs against smaller logits: the search finds it.
+    and ``alpha_steps`` from 0.1 below ``alpha_up_to``, with α = 0 added: validation may refuse the cache. A range whose
+    end is best grows (``search``).
     ``harness``: -F's (AdamW 1e-3, eps 1e-4, batches of 256, 20 epochs, cosine by step).
     """
 
@@ -120,11 +123,29 @@ def fit_tip_adapter(
     return FittedTipAdapter(base, keys, shots.labels, alpha, beta, course)
 
 
-@torch.no_grad()
 def search(
     base: ClassTexts, keys: Tensor, labels: Tensor, dev: Shots, settings: TipAdapterSettings
 ) -> tuple[float, float]:
-    """(α, β) of the best validation accuracy on the grid; ties by cross-entropy, then the smaller α, the smaller β."""
+    """(α, β) of the best validation accuracy on the grid; ties by cross-entropy, then the smaller α, the smaller β.
+
+    While the best is the last α or β of its range, that range is doubled: the release sets ranges by data set instead.
+    """
+    for _ in range(WIDENINGS):
+        alpha, beta = _best(base, keys, labels, dev, settings)
+        wider = {
+            "alpha_up_to": settings.alpha_up_to * (1 + (alpha == settings.alphas()[-1])),
+            "beta_up_to": settings.beta_up_to * (1 + (beta == settings.betas()[-1])),
+        }
+        if replace(settings, **wider) == settings:
+            break
+        settings = replace(settings, **wider)
+    return alpha, beta
+
+
+@torch.no_grad()
+def _best(
+    base: ClassTexts, keys: Tensor, labels: Tensor, dev: Shots, settings: TipAdapterSettings
+) -> tuple[float, float]:
     features, truth = dev.flat()
     zero_shot = base.logits(features)
     best, chosen = (-1.0, 0.0), (0.0, settings.betas()[0])
