@@ -9,7 +9,7 @@ from clipette.data.prompts import read_descriptions
 from clipette.data.sources import load_data
 from clipette.errors import ConfigError
 from clipette.evaluate.encoding import Settings
-from clipette.evaluate.prompt_wordings import BEST, GREEDY, WEIGHTED
+from clipette.evaluate.prompt_wordings import BEST, GREEDY, WEIGHTED, wordings
 from clipette.evaluate.prompts import PromptStudy, StudySettings, study_prompts
 from clipette.evaluate.prompts_page import confusions_csv, print_prompts, prompts_csv, prompts_page
 from clipette.evaluate.results import plain
@@ -41,12 +41,16 @@ def prompts(
     files = {Path(path).stem: path for path in descriptions}
     if len(files) < len(descriptions):
         raise ConfigError("two files of descriptions have one name: tables tell them apart by it, so rename one")
+    # What is quick to be wrong comes before the model is loaded.
+    told = {name: read_descriptions(path) for name, path in files.items()}
+    images, others = load_data(data), None if dev is None else load_data(dev)
+    wordings(templates, told, images.class_names)
     study = study_prompts(
         resolve(model, device=device),
-        load_data(data),
+        images,
         templates,
-        descriptions={name: read_descriptions(path) for name, path in files.items()},
-        dev=None if dev is None else load_data(dev),
+        descriptions=told,
+        dev=others,
         baseline=baseline,
         text_encoder=None if texts is None else resolve(texts, device=device),
         how=StudySettings(seed=seed),
