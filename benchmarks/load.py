@@ -73,17 +73,19 @@ class Connection:
             place = lower.index(b"content-length: ") + 16
             body = await self._reader.readexactly(int(lower[place : lower.index(b"\r\n", place)]))
         except BaseException:
-            self.close()
+            await self.close()
             raise
         if b"connection: close" in lower:
-            self.close()
+            await self.close()
         return status, body
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go of it."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
 
 async def closed_loop(
@@ -100,7 +102,7 @@ async def closed_loop(
         connection = Connection(host, port)
         while (sent := time.perf_counter()) < begun + seconds:
             await _one(connection, next(requests), load, sent, begun, items)
-        connection.close()
+        await connection.close()
 
     await asyncio.gather(*(client() for _ in range(clients)))
     load.seconds = max(seconds, time.perf_counter() - begun)
@@ -137,7 +139,7 @@ async def open_loop(
     await asyncio.gather(*under_way)
     load.seconds = max(seconds, time.perf_counter() - begun)
     for connection in free:
-        connection.close()
+        await connection.close()
     return load
 
 
@@ -165,7 +167,7 @@ async def ask_all(host: str, port: int, requests: Sequence[bytes], *, clients: i
             if status != 200:
                 raise RuntimeError(f"request {place}: {status} {body[:200]!r}")
             answers[place] = json.loads(body)
-        connection.close()
+        await connection.close()
 
     await asyncio.gather(*(client() for _ in range(clients)))
     return answers

@@ -73,9 +73,11 @@ def served(index: Path, model: Path, *settings: str) -> Iterator[Server]:
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        line = process.stderr.readline()
-        if not line.startswith("open http"):
-            raise RuntimeError(f"the server did not start: {line}{process.stderr.read()}")
+        said = []
+        while not (line := process.stderr.readline()).startswith("open http"):
+            said.append(line)
+            if not line:
+                raise RuntimeError("the server did not start: " + "".join(said))
         found = urlsplit(line.split()[1])
         assert found.hostname is not None
         assert found.port is not None

@@ -5,7 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ def _importable(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def against(answer: Callable[[int], Awaitable[int]], work: Callable[[str, int], Awaitable[Any]]) -> Any:
     """``work(host, port)`` while a server answers its n-th request with the status ``answer(n)``."""
-    count = 0
+    count, writers = 0, []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal count
+        writers.append(writer)
         while head := await reader.readline():
             length = 0
             while (line := await reader.readline()) not in (b"\r\n", b""):
@@ -41,7 +43,15 @@ async def against(answer: Callable[[int], Awaitable[int]], work: Callable[[str, 
     try:
         return await work(host, port)
     finally:
-        server.close()
+        await closed(server, writers)
+
+
+async def closed(server: asyncio.Server, writers: Sequence[asyncio.StreamWriter]) -> None:
+    server.close()
+    for writer in writers:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 def test_closed_loop_counts_what_was_answered_and_what_was_refused() -> None:
@@ -93,7 +103,10 @@ def test_a_broken_connection_is_counted_and_opened_anew() -> None:
     import load
 
     async def main() -> Any:
+        writers = []
+
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
             await reader.readuntil(b"\r\n\r\n")
             await asyncio.sleep(0.01)
             writer.close()
@@ -104,7 +117,7 @@ def test_a_broken_connection_is_counted_and_opened_anew() -> None:
         try:
             return await load.closed_loop(host, port, bodies, clients=1, seconds=0.3, warm=0)
         finally:
-            server.close()
+            await closed(server, writers)
 
     found = asyncio.run(main())
     assert set(found.statuses) == {"broken"}
