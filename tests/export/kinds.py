@@ -27,7 +27,9 @@ def from_open_clip(name: str, folder: Path) -> DualEncoder:
     """As open_clip's own loader leaves it in a folder."""
     hugging_face(word_piece(), BERT).save_pretrained(folder / "tokenizer")
     how = {"resize_mode": open_clip_kinds.PREPROCESS.get(name, "shortest")}
-    origin = open_clip_kinds.write_folder(folder / "model", open_clip_kinds.FAMILIES[name], how, folder / "tokenizer")
+    # Without a projection the trunk's width is the space's.
+    config = {**open_clip_kinds.FAMILIES[name], **({"embed_dim": 64} if name == "siglip" else {})}
+    origin = open_clip_kinds.write_folder(folder / "model", config, how, folder / "tokenizer")
     open_clip_kinds.peer(origin)
     return load_open_clip(f"local-dir:{origin}")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tests.export.kinds import student
+from tests.export.kinds import from_open_clip, student
 from tests.models import test_open_clip_models as open_clip_kinds
 from tests.models import test_transformers_models as transformers_kinds
 
@@ -21,7 +21,7 @@ from clipette.errors import ConfigError, UnsupportedError
 from clipette.export import peers
 from clipette.export.parity import TEXTS as AWKWARD
 from clipette.export.parity import pictures
-from clipette.export.peers import export_folder
+from clipette.export.peers import export_folder, shown
 from clipette.models.core import DualEncoder
 from clipette.models.inference import TorchEncoder
 from clipette.models.open_clip_models import load_open_clip
@@ -30,19 +30,12 @@ from clipette.models.students import build_model
 from clipette.models.transformers_models import load_transformers
 from clipette.types import Floats
 
-tokenizer_folder = open_clip_kinds.tokenizer_folder
 ATOL = 1e-5
 THEIRS = ("vit", "vit-quickgelu", "resnet", "convnext", "mobileclip", "siglip")
 
 
 def encoder_of(model: DualEncoder) -> TorchEncoder:
     return TorchEncoder(model, name="tried", device="cpu")
-
-
-def open_clip_model(name: str, folder: Path, tokenizer: Path) -> DualEncoder:
-    how = {"resize_mode": open_clip_kinds.PREPROCESS.get(name, "shortest"), "mean": [0.4, 0.5, 0.6]}
-    open_clip_kinds.peer(open_clip_kinds.write_folder(folder, open_clip_kinds.FAMILIES[name], how, tokenizer))
-    return load_open_clip(f"local-dir:{folder}")
 
 
 def by_open_clip(folder: Path, images: list[Image.Image], texts: list[str]) -> tuple[Floats, Floats, Any]:
@@ -56,8 +49,8 @@ def by_open_clip(folder: Path, images: list[Image.Image], texts: list[str]) -> t
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_open_clip_loads_its_own_families(name: str, tmp_path: Path, tokenizer_folder: Path) -> None:
-    ours = encoder_of(open_clip_model(name, tmp_path / "m", tokenizer_folder))
+def test_open_clip_loads_its_own_families(name: str, tmp_path: Path) -> None:
+    ours = encoder_of(from_open_clip(name, tmp_path / "m"))
     out = tmp_path / "out"
     found = export_folder(ours, out, "open_clip", card={"teacher": "t"})
     assert found.load == f'open_clip.create_model_and_transforms("local-dir:{out}")'
@@ -98,7 +91,7 @@ def test_open_clip_loads_a_student_of_timm_and_a_small_text_tower(logits: str, t
     assert (theirs.logit_bias is not None) == (logits == "siglip")
 
 
-def test_what_is_not_open_clips_is_refused_in_words(tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_what_is_not_open_clips_is_refused_in_words(tmp_path: Path) -> None:
     whole = clip_student()
     tried: dict[str, DualEncoder] = {
         "one side only": DualEncoder(whole.image, None),
@@ -111,7 +104,7 @@ def test_what_is_not_open_clips_is_refused_in_words(tmp_path: Path, tokenizer_fo
         "tower \\('headed_image'\\) is no architecture of open_clip": clip_student(
             image={"kind": "open_clip", "name": str(config_file(tmp_path)), "head": {"kind": "linear"}},
         ),
-        "came from a folder": open_clip_model("hf-text", tmp_path / "hf", tokenizer_folder),
+        "came from a folder": from_open_clip("hf-text", tmp_path / "hf"),
     }
     cut = clip_student()
     cut.image_tower().preprocess = replace(cut.image_tower().preprocess, mode="crop", shorter=80)
@@ -157,7 +150,7 @@ def test_transformers_loads_its_own_families(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = export_folder(ours, out, "hf")
     assert found.difference <= ATOL
-    images, texts = [*pictures(5, seed=3), transformers_kinds.picture()], list(transformers_kinds.TEXTS)
+    images, texts = shown(seed=3), list(transformers_kinds.TEXTS)
     seen, read = by_transformers(out, images, texts, **call)
     np.testing.assert_allclose(ours.encode_images(images), seen, atol=ATOL, rtol=0)
     np.testing.assert_allclose(ours.encode_texts(texts), read, atol=ATOL, rtol=0)
@@ -167,8 +160,8 @@ def test_transformers_loads_its_own_families(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["vit", "vit-quickgelu"])
-def test_transformers_loads_open_clips_plain_clip(name: str, tmp_path: Path, tokenizer_folder: Path) -> None:
-    ours = encoder_of(open_clip_model(name, tmp_path / "m", tokenizer_folder))
+def test_transformers_loads_open_clips_plain_clip(name: str, tmp_path: Path) -> None:
+    ours = encoder_of(from_open_clip(name, tmp_path / "m"))
     out = tmp_path / "out"
     export_folder(ours, out, "hf")
     texts = [
@@ -178,20 +171,20 @@ def test_transformers_loads_open_clips_plain_clip(name: str, tmp_path: Path, tok
         "naïve café 犬 🐕",
         "long walks " * 60,
     ]
-    images = pictures(5, seed=3)
+    images = shown(seed=3)
     seen, read = by_transformers(out, images, texts, padding=True, truncation=True, max_length=16)
     np.testing.assert_allclose(ours.encode_images(images), seen, atol=ATOL, rtol=0)
     np.testing.assert_allclose(ours.encode_texts(texts), read, atol=ATOL, rtol=0)
 
 
-def test_what_is_not_transformers_is_refused_in_words(tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_what_is_not_transformers_is_refused_in_words(tmp_path: Path) -> None:
     out = tmp_path / "out"
     tried = {
         "are no architecture of transformers": student(),
-        "not a ModifiedResNet": open_clip_model("resnet", tmp_path / "r", tokenizer_folder),
+        "not a ModifiedResNet": from_open_clip("resnet", tmp_path / "r"),
         "one side only": DualEncoder(None, student().text),
     }
-    padded = open_clip_model("vit", tmp_path / "v", tokenizer_folder)
+    padded = from_open_clip("vit", tmp_path / "v")
     padded.image_tower().preprocess = replace(padded.image_tower().preprocess, mode="pad")
     tried["pads with black"] = padded
     for words, model in tried.items():

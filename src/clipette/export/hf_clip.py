@@ -45,7 +45,7 @@ def clip_model(model: DualEncoder, image: ImageTower, text: TextTower) -> Any:
         },
         projection_dim=model.dim,
     )
-    whole = CLIPModel(config)
+    whole: Any = CLIPModel(config)
     state = {
         **{f"vision_model.{name}": value for name, value in _vision_state(visual).items()},
         **{f"text_model.{name}": value for name, value in _text_state(language).items()},
@@ -158,6 +158,7 @@ def clip_tokenizer(tokenizer: OpenClipTokenizer) -> Any:
     from tokenizers import Regex, normalizers, processors
     from transformers import PreTrainedTokenizerFast
 
+    make: Any = PreTrainedTokenizerFast
     if tokenizer.options.get("clean", "lower") != "lower":
         raise UnsupportedError(
             f"texts are cleaned by '{tokenizer.options['clean']}', which transformers' CLIP does not"
@@ -173,7 +174,7 @@ def clip_tokenizer(tokenizer: OpenClipTokenizer) -> Any:
     library.post_processor = processors.TemplateProcessing(
         single=f"{start} $A {end}", special_tokens=[(start, inner.sot_token_id), (end, inner.eot_token_id)]
     )
-    return PreTrainedTokenizerFast(
+    return make(
         tokenizer_object=library,
         model_max_length=tokenizer.context_length,
         bos_token=start,

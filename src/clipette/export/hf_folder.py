@@ -56,7 +56,8 @@ def _own(model: DualEncoder, image: ImageTower, text: TextTower) -> tuple[Any, t
     if texts["model_type"] != kind:
         raise UnsupportedError(f"an image tower of '{kind}' and a text tower of '{texts['model_type']}' are no model")
     values["text_config"] = texts["text_config"]
-    whole: Any = AutoModel.from_config(AutoConfig.for_model(kind, **values))
+    auto: Any = AutoModel
+    whole = auto.from_config(AutoConfig.for_model(kind, **values))
     family = FAMILIES[kind]
     sides: tuple[tuple[Any, ImageTower | TextTower, str | None], ...] = (
         (whole.vision_model, image, family.image_head),
@@ -136,8 +137,9 @@ def load_hf(folder: Path) -> tuple[Callable[[Sequence[Image]], Floats], Callable
     """transformers' own model, processor and tokenizer of a folder, as functions to unit vectors."""
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+    model: Any = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    processors: Any = AutoImageProcessor
+    processor = processors.from_pretrained(folder, local_files_only=True, backend="pil")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     family = FAMILIES[model.config.model_type]
     call: Mapping[str, Any] = {

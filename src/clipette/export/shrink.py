@@ -70,7 +70,7 @@ class Shares:
 
 
 def _stepped(wanted: float, most: int) -> int:
-    return min(most, max(STEP, STEP * round(wanted / STEP)))
+    return most if wanted >= most else min(most, max(STEP, STEP * round(wanted / STEP)))
 
 
 def smaller_tower(tower: ImageTower | TextTower, shares: Shares) -> ImageTower | TextTower | None:
@@ -153,13 +153,14 @@ def _timm(arguments: Arguments, assets: Assets, tower: Any, shares: Shares) -> t
 
 
 def _timm_vit(trunk: Any, shares: Shares) -> dict[str, Any]:
-    block = trunk.blocks[0]
+    block: Any = trunk.blocks[0]
     if type(block.attn) is not Attention or not isinstance(block.mlp, Mlp | GluMlp):
         inside = f"{type(block.attn).__name__} and {type(block.mlp).__name__}"
         raise ConfigError(
             f"a VisionTransformer of {inside} has no size that we know to reduce: leave image out of --towers"
         )
-    layers, heads, hidden = len(trunk.blocks), int(block.attn.num_heads), int(block.mlp.fc1.out_features)
+    up: Any = block.mlp.fc1
+    layers, heads, hidden = len(trunk.blocks), int(block.attn.num_heads), int(up.out_features)
     made = _transformer(shares, layers=layers, heads=heads, head_width=int(block.attn.head_dim), hidden=hidden)
     return _changes(
         {

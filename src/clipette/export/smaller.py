@@ -18,7 +18,7 @@ from clipette.export.folders import check_target
 from clipette.export.gate import Budget, Quality, measure_quality, refuse
 from clipette.export.nncf_int8 import Nncf
 from clipette.export.quantize import Batches, Dynamic, Quantizer, Segment, Static, half, is_convolutional, segments
-from clipette.runtime import BundleEncoder, is_bundle, load_bundle
+from clipette.runtime import BundleEncoder, is_bundle, load_bundle, open_bundle
 from clipette.runtime.sessions import choose_engine
 from clipette.types import Failure
 
@@ -86,7 +86,7 @@ def quantize(
         tried.append((setting, quality))
         if not quality.faults(budget):
             path = write_bundle(target, {**facts, "gate": quality.to_dict()}, files)
-            return Smaller(path, setting, quality, _size(files), _size(full.bundle.files))
+            return Smaller(path, setting, quality, _size(open_bundle(path).files), _size(full.bundle.files))
     raise refuse(tried, budget, "try a milder setting (--milder tries them in turn)")
 
 

@@ -92,7 +92,8 @@ def _siglip_files(inner: Any) -> Files:
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import Tokenizer, models, processors
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(inner.sp_model.serialized_model_proto())
+    messages: Any = sentencepiece_model_pb2
+    proto = messages.ModelProto.FromString(inner.sp_model.serialized_model_proto())
     rules = proto.normalizer_spec
     known = proto.trainer_spec.model_type == 1 and rules.remove_extra_whitespaces and rules.escape_whitespaces
     if not known or inner.vocab_size != len(inner) or not inner.do_lower_case:

@@ -65,7 +65,8 @@ def _check(places: ImagePlaces, prompts: Tensor) -> None:
 
 def spliced(hidden: Tensor, start: int, tokens: Tensor, *, over: int) -> Tensor:
     """``tokens`` [M, W] or [R, M, W] in ``hidden`` [R, N, W] from ``start`` on, instead of ``over`` tokens there."""
-    rows = tokens.to(hidden.dtype).expand(len(hidden), -1, -1)
+    # Not len(): a graph that is traced would take the batch for a constant.
+    rows = tokens.to(hidden.dtype).expand(hidden.shape[0], -1, -1)
     return torch.cat([hidden[:, :start], rows, hidden[:, start + over :]], dim=1)
 
 
