@@ -132,13 +132,14 @@ def search(
     """
     for _ in range(WIDENINGS):
         alpha, beta = _best(base, keys, labels, dev, settings)
-        wider = {
-            "alpha_up_to": settings.alpha_up_to * (1 + (alpha == settings.alphas()[-1])),
-            "beta_up_to": settings.beta_up_to * (1 + (beta == settings.betas()[-1])),
-        }
-        if replace(settings, **wider) == settings:
+        wider = replace(
+            settings,
+            alpha_up_to=settings.alpha_up_to * (2 if alpha == settings.alphas()[-1] else 1),
+            beta_up_to=settings.beta_up_to * (2 if beta == settings.betas()[-1] else 1),
+        )
+        if wider == settings:
             break
-        settings = replace(settings, **wider)
+        settings = wider
     return alpha, beta
 
 

@@ -109,7 +109,8 @@ class PromptStudy:
         ranks = [_ranks([each.dev.value for each in own]), _ranks([each.test.value for each in own])]
         if len(own) < 3 or any(np.ptp(each) == 0 for each in ranks):
             return float("nan")
-        return float(np.corrcoef(ranks)[0, 1])
+        dev, test = (each - each.mean() for each in ranks)
+        return float(dev @ test / np.sqrt((dev @ dev) * (test @ test)))
 
     def ranked(self) -> list[Wording]:
         """Best on test first; ties by name."""
