@@ -21,10 +21,9 @@ export function start(info) {
       "div",
       { class: "columns" },
       h("div", {}, recall(index), section("Index", indexFacts(index))),
-      h("div", {}, section("Model", modelFacts(model)), section("Keyboard", KEYS.map(([key, what]) => [h("kbd", { text: key }), what]))),
+      h("div", {}, section("Model", modelFacts(model)), section("Keyboard", KEYS.map(([key, what]) => [h("kbd", { text: key }), what])), programs(limits)),
     ),
     model.card && h("section", { class: "panel card-text" }, h("h2", { text: "Model card" }), markdown(model.card)),
-    programs(limits),
   );
 }
 
@@ -75,7 +74,9 @@ const SHARES = { all: "without a filter", "10%": "with a filter that keeps 10 %"
 
 function recall(index) {
   const { k = 10, queries, asked, met } = index.details.recall ?? {};
+  const order = Object.keys(SHARES);
   const measured = Object.entries(index.recall ?? {}).filter(([, value]) => Number.isFinite(value));
+  measured.sort(([one], [other]) => order.indexOf(one) - order.indexOf(other));
   const bar = ([name, value]) => {
     const element = h("li", {}, h("span", { class: "name", text: SHARES[name] ?? name }), h("span", { class: "part", text: value.toFixed(3) }), h("span", { class: "track", "aria-hidden": "true" }, h("i")));
     element.style.setProperty("--part", `${(100 * value).toFixed(1)}%`);

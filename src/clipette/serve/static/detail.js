@@ -96,7 +96,9 @@ function facts(hit) {
     return button;
   };
   const act = (name, picture, work, kind) => h("button", { type: "button", class: kind, on: { click: () => leaveFor(work, hit) } }, icon(picture), h("span", { text: name }));
-  const rows = [["score", [scoreWords(hit), confidenceWords(hit)].filter(Boolean).join(", ")], ["key", hit.key]];
+  const confidence = confidenceWords(hit);
+  const rows = [["score", scoreWords(hit)], ["key", hit.key]];
+  if (confidence) rows.splice(1, 0, ["confidence", `${confidence}: that many searches for what is not here score lower`]);
   for (const [name, value] of Object.entries(hit.meta)) if (value !== null && value !== "") rows.push([name.replaceAll("_", " "), String(value)]);
   return [
     h("p", { class: "soft", text: `Result ${hit.rank} of ${current().length}` }),

@@ -27,10 +27,9 @@ export const nameOf = (hit) => hit.text || hit.key;
 /** The cosine, with a real minus. */
 export const scoreWords = (hit) => hit.score.toFixed(3).replace("-", "−");
 
-/** What the score means here, where the collection is calibrated; else "". */
+/** `97 %` where the collection is calibrated, else "": that share of searches for what is not here score lower. */
 export function confidenceWords({ confidence }) {
-  if (confidence === null || confidence === undefined) return "";
-  return `above ${confidence > 0.995 ? "nearly all" : `${Math.floor(100 * confidence)} % of`} searches for what is not here`;
+  return confidence === null || confidence === undefined ? "" : `${Math.floor(100 * confidence)} %`;
 }
 
 /** Show `found`, best first. A card whose item was there before is moved, not made again: its picture does not flicker. */
@@ -84,7 +83,7 @@ function build(first) {
     const words = scoreWords(hit);
     shot.setAttribute("aria-label", `${hit.rank}. ${nameOf(hit)}, score ${words}`);
     score.textContent = words;
-    score.title = [`cosine ${hit.score.toFixed(4)}`, confidenceWords(hit)].filter(Boolean).join(", ");
+    score.title = [`cosine ${hit.score.toFixed(4)}`, confidenceWords(hit)].filter(Boolean).join(", confidence ");
     meter.style.setProperty("--part", `${Math.max(0, (100 * hit.score) / best).toFixed(1)}%`);
     element.dataset.fits = String(hit.fits ?? "");
     more.textContent = `+${hit.duplicates.length}`;
