@@ -71,3 +71,15 @@ def test_wrong_input_is_explained(folder: Path, tmp_path: Path, capsys: pytest.C
     with pytest.raises(ConfigError, match="one name"):
         prompts("m", "d", out=tmp_path, descriptions=[folder / "cupl.json", tmp_path / "cupl.json"])
     assert [path.name for path in tmp_path.iterdir()] == ["cupl.json"], "nothing is written of a study that failed"
+
+
+def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipette import verbs
+
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr(verbs, "prompts", lambda *args, **options: calls.append((args, options)) or {})
+    line = "prompts m --data d --out o --dev e --templates a --templates b --descriptions c.json --baseline a --texts t"
+    assert main([*line.split(), "--seed", "4", "--batch-size", "8", "--device", "cpu"]) == 0
+    options = {"out": Path("o"), "dev": "e", "templates": ["a", "b"], "descriptions": [Path("c.json")]}
+    options |= {"baseline": "a", "texts": "t", "seed": 4, "batch_size": 8, "device": "cpu"}
+    assert calls == [(("m", "d"), options)]
