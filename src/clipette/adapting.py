@@ -204,7 +204,8 @@ class _Study:
         job = AdaptJob(own, self.base, self.reference, chosen.train, folder, dev=chosen.dev)
         run_adapt(self._with_store(job, part))
         found = measure_run(self.base, folder, chosen.tests)
-        cell = Cell(recipe.name, part.name, shots, seed, found.figures, found.protocol, **found.cost)
+        cost = (int(found.cost["parameters"]), int(found.cost["bytes"]), found.cost["seconds"])
+        cell = Cell(recipe.name, part.name, shots, seed, found.figures, found.protocol, *cost)
         write_json(kept, {"mark": mark, **cell.__dict__})
         return cell
 
@@ -223,7 +224,7 @@ class _Study:
 
 def summarize(cells: Sequence[Cell], protocol: str) -> list[dict[str, object]]:
     """Rows with ``COLUMNS``: mean and standard deviation over seeds of each figure, methods in their order."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for method, shots in dict.fromkeys((cell.method, cell.shots) for cell in cells):
         own = [cell for cell in cells if (cell.method, cell.shots) == (method, shots)]
         by_seed: dict[int, dict[str, float]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +69,8 @@ class CoCoOp:
     Raises ``ConfigError`` as CoOp. Paper: Zhou et al., Conditional prompt learning, CVPR 2022, eq. 3.
     """
 
-    reads: Reads = "vectors"
-    compares = False
+    reads: ClassVar[Reads] = "vectors"
+    compares: ClassVar[bool] = False
 
     def __init__(
         self,

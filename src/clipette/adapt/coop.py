@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,8 @@ class CoOp:
     Deviation: a fixed number of stored views stands for fresh crops each epoch (``views.count``).
     """
 
-    reads: Reads = "vectors"
-    compares = False
+    reads: ClassVar[Reads] = "vectors"
+    compares: ClassVar[bool] = False
 
     def __init__(
         self, how: settings.CoOp, frozen: Frozen, classes: tuple[str, ...], *, templates: str = "single", seed: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,8 +24,8 @@ class FineTune:
     starts from, stays frozen, so that one image–text space remains and other classes can still be named.
     """
 
-    reads: Reads = "pixels"
-    compares = False
+    reads: ClassVar[Reads] = "pixels"
+    compares: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -26,8 +27,8 @@ class KgCoOp:
     optimization, CVPR 2023, eqs. 4-5.
     """
 
-    reads: Reads = "vectors"
-    compares = False
+    reads: ClassVar[Reads] = "vectors"
+    compares: ClassVar[bool] = False
 
     def __init__(
         self,

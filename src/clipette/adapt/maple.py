@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +62,8 @@ class MaPLe:
     has a start of its own, where the release clones one.
     """
 
-    reads: Reads = "pixels"
-    compares = False
+    reads: ClassVar[Reads] = "pixels"
+    compares: ClassVar[bool] = False
 
     def __init__(
         self, how: settings.MaPLe, frozen: Frozen, classes: tuple[str, ...], *, templates: str = "single", seed: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +48,8 @@ class PromptSRC:
     weights 25, 10 and 1 of element means are 25 / D, 10 / D and 1 / C here.
     """
 
-    reads: Reads = "pixels"
-    compares = True
+    reads: ClassVar[Reads] = "pixels"
+    compares: ClassVar[bool] = True
 
     def __init__(
         self,

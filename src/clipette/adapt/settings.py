@@ -161,8 +161,9 @@ class ZeroShot(StrictModel):
     kind: Literal["zero-shot"] = "zero-shot"
 
 
-# Trained by the loop; fitted to stored features; neither.
-LOOP: tuple[type[StrictModel], ...] = (CoOp, KgCoOp, CoCoOp, VPT, MaPLe, PromptSRC, WiseFT)
+# Trained by the loop; fitted to stored features.
+LOOP = (CoOp, KgCoOp, CoCoOp, VPT, MaPLe, PromptSRC, WiseFT)
+ON_FEATURES = (ClipAdapter, TipAdapter, TaskRes, LinearProbe)
 Loop: TypeAlias = CoOp | KgCoOp | CoCoOp | VPT | MaPLe | PromptSRC | WiseFT
 OnFeatures: TypeAlias = ClipAdapter | TipAdapter | TaskRes | LinearProbe
 MethodSettings = Annotated[

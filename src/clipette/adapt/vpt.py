@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -27,8 +28,8 @@ class VPT:
     linear head, as in MaPLe's and PromptSRC's comparisons; so one image–text space remains.
     """
 
-    reads: Reads = "pixels"
-    compares = False
+    reads: ClassVar[Reads] = "pixels"
+    compares: ClassVar[bool] = False
 
     def __init__(
         self, how: settings.VPT, frozen: Frozen, classes: tuple[str, ...], *, templates: str = "single", seed: int = 0

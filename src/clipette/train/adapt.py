@@ -203,7 +203,7 @@ def _chosen(adapters: tuple[Adapter, ...], meter: Measure | None, kind: str) -> 
 
 def _fitted(job: AdaptJob, frozen: Frozen) -> Adapted:
     recipe, classes = job.recipe, job.data.class_names
-    assert not isinstance(recipe.method, (*settings.LOOP, settings.TPT, settings.ZeroShot))
+    assert isinstance(recipe.method, settings.ON_FEATURES)
     store, data = _store(job)
     model = frozen.model
     texts = ClassTexts(frozen.class_vectors(classes, recipe.templates), float(model.scale), float(model.bias))
