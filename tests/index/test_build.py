@@ -34,7 +34,7 @@ def test_a_build_is_a_searchable_index(tmp_path: Path) -> None:
         assert reader.search_vectors(vector_of(png(5))[None], 1).keys == [["p5"]]
         assert len(reader.manifest.entries) == 1  # compacted
         queries = np.load(tmp_path / "i" / "queries.npy")
-        assert queries.shape == (10, encoder.dim)
+        assert queries.shape == (11, encoder.dim)  # one caption of each picture
         assert reader.info()["rows"] == {"image": 10, "text": 20}
 
 

@@ -84,13 +84,13 @@ def test_many_small_writes_stay_few_entries_and_rows_are_rewritten_seldom(tmp_pa
             written += entry.rows
             return entry
 
-        vectors = drawn(400)
+        vectors = drawn(150)
         with patch.object(merging, "write_entry", counted), patch.object(os, "fsync"):
-            for i in range(400):
+            for i in range(150):
                 collection.add_rows([Row(f"k{i}", "image")], vectors[i : i + 1])
         assert len(collection.manifest.entries) <= 30
-        assert written < 400 * 12
-        assert len(collection) == 400
+        assert written < 150 * 12
+        assert len(collection) == 150
 
 
 def test_an_entry_that_is_mostly_dead_is_rewritten(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def approximate_search(
     mixed = kind is not None and snapshot.count(kind) < len(snapshot)
     asked = both(where, equals("kind", kind) if mixed and kind is not None else None)
     fetch = 2 * k + SPARE
-    found = store.search(queries, fetch, where=asked, effort=max(fetch, effort or 0))
+    found = store.search(queries, fetch, where=asked, effort=effort)
     first = tail_start(snapshot, derived.synced)
     start = int(snapshot.starts[first])
     recent = nearest_rows(

@@ -378,5 +378,5 @@ def _evaluate(node: Node, column: Callable[[str], pa.Array]) -> pa.Array:
 def _typed(values: Sequence[Scalar], kind: pa.DataType) -> pa.Array:
     """The values as the column's type; one that it cannot hold (2.5 among whole numbers) is in no row."""
     if pa.types.is_integer(kind):
-        values = [int(value) for value in values if float(value) == int(value)]
+        values = [int(value) for value in values if value == int(value) and INT64[0] <= value <= INT64[1]]
     return pa.array(values, kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -108,7 +109,7 @@ class LanceStore:
         asked = self._table.search(query, vector_column_name="vector").distance_type("cosine")
         asked = asked.limit(k).select(["key", "_distance"])
         if where is not None:
-            asked = asked.where(to_sql(where), prefilter=True)
+            asked = asked.where(to_sql(where, self.columns), prefilter=True)
         if exact:
             asked = asked.bypass_vector_index()
         elif self.has_index():
@@ -182,10 +183,17 @@ def _schema(dim: int, columns: Mapping[str, str]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def create_lance(folder: str | Path, *, dim: int, columns: Mapping[str, str] | None = None) -> LanceStore:
-    """A new, empty table in ``folder``. ``columns``: metadata columns → bool, int, float or text."""
+def _library() -> Any:
+    """LanceDB; it warns on stderr of what is no trouble (a new table is not there yet), unless told otherwise."""
+    os.environ.setdefault("LANCEDB_LOG", "error")
     import lancedb
 
+    return lancedb
+
+
+def create_lance(folder: str | Path, *, dim: int, columns: Mapping[str, str] | None = None) -> LanceStore:
+    """A new, empty table in ``folder``. ``columns``: metadata columns → bool, int, float or text."""
+    lancedb = _library()
     known = {name: kind for name, kind in (columns or {}).items() if name not in BUILT_IN and name != BUCKET}
     table = lancedb.connect(str(folder)).create_table(TABLE, schema=_schema(dim, known), mode="overwrite")
     return LanceStore(Path(folder), table, dim, known, frozen=False)
@@ -200,8 +208,7 @@ def open_lance(
 
     Raises ``StoreError`` where it cannot be opened.
     """
-    import lancedb
-
+    lancedb = _library()
     try:
         table = lancedb.connect(str(folder)).open_table(TABLE)
         if version is not None and write and int(table.version) != version:

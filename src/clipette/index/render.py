@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import ceil, floor
 
 from clipette.index.filters import BUCKET, All, Any, Compare, Filter, In, IsNull, Like, Node, Not, Scalar
@@ -27,12 +28,50 @@ def null_name(column: str) -> str:
     return f"n_{field_name(column)}"
 
 
+# ---------------------------------------------------------------- numbers of the column's own type
+
+
+def typed_tree(node: Node, types: Mapping[str, str]) -> Node:
+    """The same filter with every number of its column's type: engines refuse to compare whole numbers with others."""
+    if isinstance(node, All):
+        return All(tuple(typed_tree(part, types) for part in node.parts))
+    if isinstance(node, Any):
+        return Any(tuple(typed_tree(part, types) for part in node.parts))
+    if isinstance(node, Not):
+        return Not(typed_tree(node.part, types))
+    kind = types.get(node.column)
+    if kind not in ("int", "float") or not isinstance(node, Compare | In):
+        return node
+    if isinstance(node, Compare):
+        return replace(node, value=float(node.value)) if kind == "float" else _whole(node)
+    if kind == "float":
+        return replace(node, values=tuple(float(value) for value in node.values))
+    whole = (_whole(Compare(node.column, "=", value)) for value in node.values)
+    return replace(node, values=tuple(each.value for each in whole if isinstance(each, Compare)))
+
+
+def _whole(node: Compare) -> Node:
+    """A comparison with a whole number that says the same as the one with ``node.value``."""
+    value = float(node.value) if isinstance(node.value, float) else None
+    if value is None:
+        return node
+    nothing = In(node.column, ())
+    above, below = value >= 2.0**63, value < -(2.0**63)
+    if above or below:
+        return Not(nothing) if node.operator == "!=" or (node.operator[0] == "<") == above else nothing
+    if value.is_integer():
+        return replace(node, value=int(value))
+    if node.operator in ("=", "!="):
+        return nothing if node.operator == "=" else Not(nothing)
+    return Compare(node.column, *((">", floor(value)) if node.operator[0] == ">" else ("<", ceil(value))))
+
+
 # ---------------------------------------------------------------- SQL (LanceDB)
 
 
-def to_sql(where: Filter) -> str:
-    """The filter in DataFusion's SQL, whose null is that of the grammar."""
-    return _sql(where.tree)
+def to_sql(where: Filter, types: Mapping[str, str]) -> str:
+    """The filter in DataFusion's SQL, whose null is that of the grammar. ``types``: column → bool, int, float, text."""
+    return _sql(typed_tree(where.tree, types))
 
 
 def _sql(node: Node) -> str:
@@ -46,8 +85,9 @@ def _sql(node: Node) -> str:
     if isinstance(node, Like):
         return f"{name} LIKE {sql_value(node.pattern)}"
     if isinstance(node, In):
-        return f"{name} IN ({', '.join(sql_value(value) for value in node.values)})"
-    return f"{name} {node.operator} {sql_value(node.value)}"
+        # In nothing is no row, but unknown where the value is.
+        return f"{name} IN ({', '.join(map(sql_value, node.values))})" if node.values else f"{name} <> {name}"
+    return f"{name} {'<>' if node.operator == '!=' else node.operator} {sql_value(node.value)}"
 
 
 def sql_value(value: Scalar) -> str:
@@ -87,51 +127,36 @@ def to_milvus(where: Filter, types: Mapping[str, str]) -> str:
 
     ``types``: column → bool, int, float or text.
     """
-    return _milvus(where.tree, False, types)
+    return _milvus(typed_tree(where.tree, types), False)
 
 
-def _milvus(node: Node, negated: bool, types: Mapping[str, str]) -> str:
+def _milvus(node: Node, negated: bool) -> str:
     if isinstance(node, Not):
-        return _milvus(node.part, not negated, types)
+        return _milvus(node.part, not negated)
     if isinstance(node, All | Any):
         joined = " and " if isinstance(node, All) != negated else " or "
-        return "(" + joined.join(_milvus(part, negated, types) for part in node.parts) + ")"
+        return "(" + joined.join(_milvus(part, negated) for part in node.parts) + ")"
     flagged = node.column not in FIELDS
     if isinstance(node, IsNull):
         if not flagged:
             return ALWAYS if negated else NEVER
         return f"({null_name(node.column)} == {'false' if negated else 'true'})"
-    leaf = _leaf(node, negated, _whole if types.get(node.column) == "int" else _plain)
+    leaf = _leaf(node, negated)
     return f"({null_name(node.column)} == false and {leaf})" if flagged else leaf
 
 
-def _leaf(node: Compare | In | Like, negated: bool, compared: Callable[[str, str, Scalar], str]) -> str:
+def _leaf(node: Compare | In | Like, negated: bool) -> str:
     name = field_name(node.column)
     if isinstance(node, Like):
-        leaf = f"{name} like {json.dumps(node.pattern, ensure_ascii=False)}"
+        leaf = f"{name} like {_milvus_value(node.pattern)}"
         return f"(not ({leaf}))" if negated else f"({leaf})"
     if isinstance(node, In):
-        values = [value for value in node.values if compared is _plain or float(value) == int(value)]
-        if not values:
+        if not node.values:
             return ALWAYS if negated else NEVER
-        shown = ", ".join(_milvus_value(value if compared is _plain else int(value)) for value in values)
-        return f"({name} {'not in' if negated else 'in'} [{shown}])"
-    return compared(name, _OPPOSITE[node.operator] if negated else node.operator, node.value)
-
-
-def _plain(name: str, operator: str, value: Scalar) -> str:
-    return f"({name} {'==' if operator == '=' else operator} {_milvus_value(value)})"
-
-
-def _whole(name: str, operator: str, value: Scalar) -> str:
-    """A whole-number column compared with any number, by a whole number that says the same."""
-    if not isinstance(value, float):
-        return _plain(name, operator, value)
-    if value == int(value):
-        return _plain(name, operator, int(value))
-    if operator in ("=", "!="):
-        return NEVER if operator == "=" else ALWAYS
-    return f"({name} > {floor(value)})" if operator in (">", ">=") else f"({name} < {ceil(value)})"
+        values = ", ".join(map(_milvus_value, node.values))
+        return f"({name} {'not in' if negated else 'in'} [{values}])"
+    operator = _OPPOSITE[node.operator] if negated else node.operator
+    return f"({name} {'==' if operator == '=' else operator} {_milvus_value(node.value)})"
 
 
 def _milvus_value(value: Scalar) -> str:
