@@ -405,7 +405,7 @@ def small_teacher(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_both_tiers_run_and_find_their_arms_again(shared: Path, tmp_path: Path, small_teacher: Path) -> None:
+def test_tier_one_runs_and_finds_its_arms_again(shared: Path, tmp_path: Path, small_teacher: Path) -> None:
     first = ("--teacher", str(small_teacher), "--sets", "caltech101", "--methods", "default,dkd,open_clip")
     summary = run("methods.py", tmp_path, *first)
     assert set(summary["methods"]) == {"dkd"}
