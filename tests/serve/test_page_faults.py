@@ -16,7 +16,7 @@ KEY = "a-read-key-of-the-page"
 
 
 def test_nothing_close_enough(opened: Any) -> None:
-    page = opened("?q=a+giraffe")
+    page = opened("?q=a+wooden+chair")
     expect(page.locator("#notice")).to_contain_text("Nothing close enough")
     expect(page.locator("#notice")).to_contain_text(re.compile(r"a match in this collection has 0\.\d{3} or more"))
     expect(cards(page)).to_have_count(0)
