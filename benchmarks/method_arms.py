@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import median
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -79,12 +79,12 @@ class Arms:
         return scores
 
     def seconds(self, kind: str) -> float:
-        """Mean seconds of this kind's finished arms, or what they usually take."""
+        """Median seconds of this kind's finished arms (the first also prepares for all), or what they usually take."""
         found = []
         for path in (self.folder / kind).glob("*.npz"):
             with np.load(path) as file:
                 found.append(float(file["seconds"]))
-        return mean(found) if found else USUAL[kind]
+        return median(found) if found else USUAL[kind]
 
 
 Found = dict[str, dict[str, dict[str, Doubles]]]

@@ -106,7 +106,7 @@ def test_pretrain_passes_everything_on(verbs: FakeVerbs, capsys: pytest.CaptureF
 
 
 def test_distill_passes_everything_on(verbs: FakeVerbs) -> None:
-    line = "distill r.yaml --teacher t --student s --store st --teacher-online --set k=v --out o --dev d"
+    line = "distill r.yaml --teacher t --student s --store st --teacher-online --budget 1h --set k=v --out o --dev d"
     assert main(shlex.split(line)) == 0
     _, args, options = verbs.calls[0]
     assert args == ("r.yaml",)
@@ -117,6 +117,7 @@ def test_distill_passes_everything_on(verbs: FakeVerbs) -> None:
         "student": "s",
         "store": Path("st"),
         "teacher_online": True,
+        "budget": "1h",
         "overrides": ["k=v"],
         "out": Path("o"),
         "resume": True,
