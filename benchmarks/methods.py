@@ -41,6 +41,8 @@ from clipette.models.core import weights_digest
 from clipette.models.inference import TorchEncoder
 from clipette.resolve import resolve
 from common import PROJECT, arguments, bench_cache, finish, machine, say, shared_folder
+from flickr8k import Bench as FlickrBench
+from flickr8k import arm_folder
 from method_arms import Arms, Bench, Found, Scores, head_arm, once, stacked
 from method_claims import Values, claims, everything, means, tabulate, teacher_report
 from method_heads import Sizes, Teacher, method_needs, prepare, scored_images, teacher_vectors
@@ -258,11 +260,11 @@ def main() -> None:
 
 def open_bench(given: argparse.Namespace, shared: Path) -> Bench:
     """Teachers, cache and sizes."""
-    teacher = named_teacher(given.teacher or newest("T1"))
-    second_folder = given.second or newest("T0", needed=False)
+    first = given.teacher or made(shared, "T1")
+    assert first is not None
+    teacher, folder = named_teacher(first), given.second or made(shared, "T0", needed=False)
     # T1 learned from T0's word on the same views: that store serves again.
-    made = (given.teacher or newest("T1")) / "store"
-    second = None if second_folder is None else named_teacher(second_folder, {"flickr8k": made})
+    second = None if folder is None else named_teacher(folder, {"flickr8k": first / "store"})
     with np.load(shared / "data" / "clip_vitb32_teacher_features.npz") as file:
         names = tuple(str(name) for name in file["lvis_classes"])
     usual = "0,1,2,3,4" if given.tier == 1 else "0,1,2"
@@ -284,12 +286,14 @@ def named_teacher(folder: Path, stores: Mapping[str, Path] | None = None) -> Tea
     return Teacher(encoder, mark, stores or {"flickr8k": folder.parent / f"store-{folder.name}"})
 
 
-def newest(arm: str, *, needed: bool = True) -> Path | None:
-    """A teacher of bench-flickr8k, wherever it was made last."""
-    made = sorted(bench_cache("flickr8k").glob(f"{arm}-0-*/summary.json"), key=lambda path: path.stat().st_mtime)
-    if not made and needed:
+def made(shared: Path, arm: str, *, needed: bool = True) -> Path | None:
+    """A teacher of bench-flickr8k, by its present recipe: a smoke test's is another."""
+    folder = arm_folder(FlickrBench(shared, bench_cache("flickr8k")), arm, 0)
+    if (folder / "summary.json").is_file():
+        return folder
+    if needed:
         raise SystemExit(f"the teacher {arm} is missing: run `make bench-flickr8k` first, or name another (--teacher)")
-    return made[-1].parent if made else None
+    return None
 
 
 def tier_one(bench: Bench, arms: Arms, given: argparse.Namespace, absent: Mapping[str, str]) -> dict[str, Any]:
