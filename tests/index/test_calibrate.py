@@ -11,7 +11,7 @@ import pytest
 from tests.index.meaning import SCENES, Meaning, build, image_vector, text_vector
 
 from clipette.errors import ConfigError, StoreError
-from clipette.index.background import LENGTHS, TOPICS, background_texts, length_of, words_of
+from clipette.index.background import LENGTHS, TOPICS, background_texts, length_of, words_of, words_said
 from clipette.index.calibrate import (
     FACT,
     Calibration,
@@ -19,9 +19,11 @@ from clipette.index.calibrate import (
     calibration_for,
     keep_calibration,
     kept_calibrations,
+    kinder,
 )
 from clipette.index.collection import open_index
 from clipette.index.query import Query
+from clipette.index.scales import Scale
 from clipette.index.search import Searcher
 from clipette.index.store import Row
 
@@ -64,6 +66,12 @@ def test_what_captions_name_is_left_out() -> None:
     assert "electric guitar" in groups["word"]
 
 
+def test_words_that_captions_say() -> None:
+    captions = ["A dog runs through the snow", "Dogs and a dog in snow", "the snow, a DOG", "a cat near the sea"]
+    assert words_said(captions) == ["dog", "snow"]
+    assert words_said(captions, least=1) == ["cat", "dog", "dogs", "runs", "sea", "snow"]
+
+
 # ---------------------------------------------------------------- which method
 
 
@@ -73,7 +81,8 @@ def test_captions_make_the_rate_a_bound(tmp_path: Path) -> None:
         scale = found.scale("word", "image")
         assert scale is not None
         assert (scale.method, scale.items, scale.alpha) == ("mismatched", len(MANY), 0.1)
-        assert scale.false_reject is None, "captions are no single words"
+        assert scale.answered >= 5, "words that captions say"
+        assert scale.false_reject == 0.0
         phrase = found.scale("phrase", "image")
         assert phrase is not None
         assert phrase.answered > 0
@@ -93,6 +102,19 @@ def test_without_captions_the_rate_is_an_estimate(tmp_path: Path) -> None:
             "sentence->image": "robust",
             "image->image": "typical",
         }
+
+
+def test_scores_are_read_in_the_way_that_refuses_fewer() -> None:
+    scores = tuple(float(n) for n in range(20))
+    bare, own = (Scale("mismatched", scores, 0.1, 9, offset=offset, answered=30) for offset in (0.0, 1.0))
+    assert kinder(replace(bare, false_reject=0.4), replace(own, false_reject=0.3)).offset == 1.0
+    assert kinder(replace(bare, false_reject=0.3), replace(own, false_reject=0.4)).offset == 0.0
+    assert kinder(replace(bare, false_reject=0.3), replace(own, false_reject=0.3)).offset == 0.0
+    few = (replace(each, false_reject=rate, answered=5) for each, rate in ((bare, 0.4), (own, 0.1)))
+    assert kinder(*few).offset == 0.0, "too few to choose by"
+    assert kinder(bare, own).offset == 0.0
+    raised = (replace(each, false_reject=0.5, alpha=rate) for each, rate in ((bare, 0.4), (own, 0.2)))
+    assert kinder(*raised).offset == 1.0
 
 
 def test_ones_own_background(tmp_path: Path) -> None:
@@ -169,12 +191,12 @@ def test_which_queries_have_a_scale(tmp_path: Path) -> None:
         assert not searcher.search("unicorn", kind="text").below_threshold
 
 
-def test_a_threshold_that_would_refuse_most_answers_is_not_used(tmp_path: Path) -> None:
+def test_a_threshold_that_says_nothing_is_not_used(tmp_path: Path) -> None:
     with build(tmp_path / "i", MANY) as collection:
         encoder = Meaning()
         found = calibrate(collection, encoder)
         word = found.scales["word->image"]
-        harsh = replace(word, false_reject=0.8, answered=100)
+        harsh = replace(word, alpha=0.6, false_reject=0.5, answered=100)
         keep_calibration(
             collection, Calibration(found.encoder, found.probe, 0.1, 1, {**found.scales, "word->image": harsh})
         )

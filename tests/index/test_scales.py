@@ -139,6 +139,21 @@ def test_false_rejects_are_measured() -> None:
     assert scale_of("mismatched", np.linspace(0.1, 0.2, 99), 0.1, 10).false_reject is None
 
 
+@pytest.mark.parametrize("method", ["mismatched", "robust"])
+def test_the_rate_is_raised_where_it_would_refuse_most_answers(method: str) -> None:
+    rng = np.random.default_rng(11)
+    empty, answered = rng.gumbel(0.2, 0.02, 199), rng.gumbel(0.21, 0.02, 101)
+    scale = scale_of(method, empty, 0.05, 10, offset=0.1, answered=answered)  # type: ignore[arg-type]
+    assert scale.false_reject is not None
+    assert 0.45 <= scale.false_reject <= 0.5
+    assert scale.alpha == pytest.approx((rng.gumbel(0.2, 0.02, 5000) + 0.1 >= scale.threshold()).mean(), abs=0.1)
+    assert scale.alpha > 0.2
+    apart = scale_of(method, empty, 0.05, 10, offset=0.1, answered=answered + 0.2)  # type: ignore[arg-type]
+    assert (apart.alpha, apart.false_reject) == (0.05, 0.0)
+    below = scale_of(method, empty, 0.05, 10, answered=empty - 1.0)  # type: ignore[arg-type]
+    assert 0.9 < below.alpha < 1.0, "worse than a coin"
+
+
 def test_many_scores_are_thinned_without_moving_the_threshold() -> None:
     scores = np.random.default_rng(9).normal(0.2, 0.03, 30_001)
     scale = scale_of("mismatched", scores, 0.05, 10)

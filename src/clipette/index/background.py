@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 # Written for this purpose; one or two words each, from fields that few collections share. What a collection's own
@@ -55,6 +56,22 @@ TOPICS: tuple[str, ...] = tuple(
 )
 TOPICS = tuple(" ".join(topic.split()) for topic in TOPICS)
 
+# Words of captions that no picture shows by themselves.
+FUNCTION = frozenset(
+    word.strip()
+    for word in """
+    about, above, across, after, against, along, also, among, and, another, are, around, away, back, background,
+    because, been, before, behind, being, below, beneath, beside, between, both, but, camera, down, during, each,
+    face, facing, few, for, foreground, four, from, front, full, get, gets, getting, going, has, have, having, her,
+    hers, him, his, image, into, its, itself, just, large, like, little, look, looking, looks, many, middle, more,
+    most, near, next, not, nearby, off, one, onto, other, others, out, outside, over, painting, part, past, photo,
+    photograph, picture, seen, several, she, shown, side, small, some, something, such, that, the, their, them,
+    themselves, there, these, they, thing, things, this, those, three, through, together, top, toward, towards,
+    trying, two, under, until, up, upon, using, various, very, view, was, way, wearing, were, what, when, where,
+    which, while, who, whose, wide, with, within, without
+    """.replace("\n", " ").split(",")
+)
+
 # One form a length of query, because cosines differ between a word and a sentence. The bounds are counts of words.
 LENGTHS: dict[str, tuple[int, int]] = {"word": (1, 2), "phrase": (3, 5), "sentence": (6, 1_000_000)}
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
@@ -89,6 +106,15 @@ def background_texts(known: Iterable[str] = ()) -> dict[str, list[str]]:
         sentence = f"{article(topic)} {topic} in front of {article(other)} {other}"
         found[length_of(sentence)].append(sentence)
     return found
+
+
+def words_said(captions: Iterable[str], least: int = 3) -> list[str]:
+    """Words that ``least`` captions or more say, in alphabetical order, without those that show nothing (``FUNCTION``).
+
+    What captions say is there to be seen: as queries these words have an answer.
+    """
+    counts = Counter(word for caption in captions for word in set(words_of(caption)))
+    return sorted(word for word, count in counts.items() if count >= least and len(word) > 2 and word not in FUNCTION)
 
 
 def article(noun: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from clipette.errors import ConfigError, UserError
-from clipette.index.background import background_texts, length_of
+from clipette.index.background import article, background_texts, length_of, words_said
 from clipette.index.collection import Collection
 from clipette.index.scales import Method, Scale, needed, pack, reaches, scale_of, unpack
 from clipette.index.store import KINDS, Kind, Row
@@ -34,6 +34,7 @@ TEXTS = 300
 CAPTIONED = 0.5
 # Fewer queries of a kind than this say little about a rate.
 FEWEST = 50
+FEWEST_ANSWERED = 20
 # A text that is encoded to recognise an encoder by, and how alike the vectors must be (8 bits change them a little).
 PROBE_TEXT, SAME_ENCODER = "a photo", 0.98
 CAPTION_PLACES = 12  # an image's own captions, and one more
@@ -197,11 +198,14 @@ class _Work:
             centre = centring.mean(axis=0, dtype=np.float64).astype(np.float32)
             offset = float((sample @ centre).mean(dtype=np.float64))
             queries = [asking, answered[name]] if name in answered else [asking, asking[:0]]
-            best, known = ((self._best(each, kind) - offset) / reaches(each, centre) for each in queries)
+            best, known = (self._best(each, kind) for each in queries)
             items = self.collection.count(kind)
-            scales[f"{name}->{kind}"] = scale_of(
-                method, best, self.alpha, items, centre=centre, offset=offset, answered=known
+            bare = scale_of(method, best, self.alpha, items, answered=known)
+            best, known = (
+                (scores - offset) / reaches(each, centre) for scores, each in zip((best, known), queries, strict=True)
             )
+            own_part = scale_of(method, best, self.alpha, items, centre=centre, offset=offset, answered=known)
+            scales[f"{name}->{kind}"] = kinder(bare, own_part)
         return scales
 
     def _check(self, own: Mapping[str, Sequence[str]]) -> None:
@@ -220,11 +224,11 @@ class _Work:
         return np.stack([self._known[text] for text in texts])
 
     def _answered(self, kind: Kind, said: Sequence[str], classes: Sequence[str]) -> dict[str, Floats]:
-        """By length: vectors of texts that do have an answer, namely captions and classes of images."""
+        """By length: vectors of texts that have an answer: captions and classes of images, words that captions say."""
         if kind == "text":
             return {}  # a text finds itself: that says nothing about other queries
-        chosen = np.random.default_rng(self.seed).permutation(len(said))[:ANSWERED]
-        groups = _by_length([*(said[i] for i in sorted(chosen.tolist())), *classes])
+        captions, words = (_drawn(texts, self.seed) for texts in (said, words_said(said)))
+        groups = _by_length([*captions, *classes, *words, *(f"a photo of {article(word)} {word}" for word in words)])
         return {name: self._encode(texts) for name, texts in groups.items()}
 
     def _best(self, queries: Floats, kind: Kind) -> Doubles:
@@ -256,6 +260,23 @@ def _classes(rows: Iterable[Row]) -> list[str]:
     """The distinct class names of rows, as words."""
     names = dict.fromkeys(str(row.meta["class"]) for row in rows if row.meta.get("class"))
     return [name.replace("_", " ") for name in names]
+
+
+def kinder(bare: Scale, own_part: Scale) -> Scale:
+    """Of two ways of reading scores the one of the lower rate, then the one that refuses fewer answered queries.
+
+    The bare cosine, where too few are known to have an answer. The choice sees no unanswered query, so that the rate
+    of either stays what it is.
+    """
+    if bare.answered < FEWEST_ANSWERED or bare.false_reject is None or own_part.false_reject is None:
+        return bare
+    better = (own_part.alpha, own_part.false_reject) < (bare.alpha, bare.false_reject)
+    return own_part if better else bare
+
+
+def _drawn(texts: Sequence[str], seed: int) -> list[str]:
+    chosen = np.random.default_rng(seed).permutation(len(texts))[:ANSWERED]
+    return [texts[place] for place in sorted(chosen.tolist())]
 
 
 def _spaced(texts: Sequence[str], count: int) -> list[str]:

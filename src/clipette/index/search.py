@@ -29,8 +29,8 @@ Asked: TypeAlias = "Query | str"
 SAMPLED = 2000
 # The sample is drawn anew when the collection has grown or shrunk by more than this share.
 DRIFT = 0.1
-# A scale that refuses more than this share of answered queries would do more harm than good as a threshold.
-MOST_REFUSED = 0.5
+# A threshold that lets through more than this share of unanswered queries says nothing.
+MOST_ACCEPTED = 0.5
 RETRIES = 3
 
 
@@ -152,9 +152,9 @@ class Searcher:
             kind: images, texts, or both in one list (compared by how far each stands out among its kind).
             mmr: 0 (diverse) to 1 (relevant): re-rank for diversity (``rerank.mmr``).
             group: fold near-duplicates into one hit (``rerank.groups``).
-            threshold: ``auto``: the collection's own for such queries (none where it is not calibrated, or where it
-                would refuse most queries that have an answer); a number: a cosine; None: none. Hits are never left
-                out for it: they are marked.
+            threshold: ``auto``: the collection's own for such queries (none where it is not calibrated, or where
+                scores tell answered queries from others no better than a coin); a number: a cosine; None: none. Hits
+                are never left out for it: they are marked.
             liked: keys of results marked as right: they refine the query (``mixing.rocchio``).
             disliked: keys marked as wrong; they are not shown again.
             exact: compare with every item.
@@ -331,7 +331,7 @@ class Searcher:
     def _bound(self, scale: Scale | None, reach: float, threshold: Threshold, kind: Kind) -> float | None:
         if threshold != "auto":
             return None if threshold is None else float(threshold)
-        if scale is None or (scale.false_reject or 0.0) > MOST_REFUSED:
+        if scale is None or scale.alpha > MOST_ACCEPTED:
             return None
         return scale.threshold(reach, items=self.collection.count(kind))
 
