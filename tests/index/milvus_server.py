@@ -14,12 +14,14 @@ from pathlib import Path
 STARTED = 240.0  # seconds; a quiet machine needs ten
 # In a process of its own: the package starts the server as its child and has no way to say why it failed.
 PROGRAM = """
-import sys, time
+import os, sys
 from milvus import MilvusServer
 server = MilvusServer(wait_for_started=True)
 server.set_base_dir(sys.argv[1])
 server.start()
-print("port", server.listen_port, flush=True)
+with open(sys.argv[1] + "/port.tmp", "w") as file:
+    file.write(str(server.listen_port))
+os.replace(sys.argv[1] + "/port.tmp", sys.argv[1] + "/port")
 sys.stdin.read()
 server.stop()
 """
@@ -39,34 +41,28 @@ def milvus_server(folder: Path) -> Iterator[str]:
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(folder)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=output,
-            text=True,
             start_new_session=True,  # so that the server it starts can be ended with it
         )
     try:
-        yield f"milvus://127.0.0.1:{_port(process, log)}"
+        yield f"milvus://127.0.0.1:{_port(process, folder / 'port', log)}"
     finally:
         _end(process)
 
 
-def _port(process: subprocess.Popen[str], log: Path) -> int:
-    assert process.stdout is not None
-    os.set_blocking(process.stdout.fileno(), False)
-    end, told = time.monotonic() + STARTED, ""
+def _port(process: subprocess.Popen[bytes], told: Path, log: Path) -> int:
+    end = time.monotonic() + STARTED
     while time.monotonic() < end and process.poll() is None:
-        told += process.stdout.read() or ""
-        for line in told.splitlines():
-            if line.startswith("port ") and told.endswith("\n"):
-                return int(line.split()[1])
+        if told.exists():
+            return int(told.read_text())
         time.sleep(0.1)
     why = "ended" if process.poll() is not None else f"did not start in {STARTED:.0f} s"
     raise OSError(f"the server {why}: {log.read_text(errors='replace')[-300:].strip()}")
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None
-    assert process.stdout is not None
     process.stdin.close()
     with suppress(subprocess.TimeoutExpired):
         process.wait(30)
@@ -74,4 +70,3 @@ def _end(process: subprocess.Popen[str]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    process.stdout.close()

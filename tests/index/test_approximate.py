@@ -12,7 +12,7 @@ import pytest
 from tests.index.made import drawn, rows
 
 from clipette.errors import ConfigError, StoreError
-from clipette.index import Collection, Filter, Found, Row, create, open_index, tidying
+from clipette.index import Collection, Filter, Found, Row, create, open_index, recall, tidying
 from clipette.index import collection as collection_room
 from clipette.index.derived import check_store
 from clipette.index.filters import parse_filter
@@ -20,6 +20,11 @@ from clipette.index.recall import SELECTIVITIES, Asked, Measurement, measure_rec
 
 pytestmark = pytest.mark.slow
 DIM, COUNT = 32, 1500
+
+
+@pytest.fixture(autouse=True)
+def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "QUERIES", 25)
 
 
 @pytest.fixture(params=["lance", "milvus"])
@@ -173,6 +178,7 @@ def test_effort_is_raised_until_the_asked_recall(made: Collection) -> None:
     high = raise_until(made, 0.999)
     assert high["met"]
     assert high["recall"]["all"] >= 0.999
+    assert high["queries"] == 50
     assert high["effort"] >= low["effort"]
     assert made.facts["recall"] == high
     assert made.manifest.derived is not None

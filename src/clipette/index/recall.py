@@ -59,9 +59,13 @@ def _others(found: Found, position: int, own: str | None) -> list[tuple[str, flo
     return [(name, score) for name, score in pairs if name != own]
 
 
-def sampled_queries(collection: Collection, count: int = QUERIES, seed: int = 0) -> list[Asked]:
-    """Queries to measure with: rows of the index, and the texts that were kept at the build, which ask for images."""
+def sampled_queries(collection: Collection, count: int | None = None, seed: int = 0) -> list[Asked]:
+    """Queries to measure with: rows of the index, and the texts that were kept at the build, which ask for images.
+
+    ``count`` of each sort, ``QUERIES`` if not given.
+    """
     groups: list[Asked] = []
+    count = QUERIES if count is None else count
     images = collection.sample_keys(count, kind="image", seed=seed)
     if images:
         groups.append(Asked(collection.vectors(images), None, images))
