@@ -13,9 +13,10 @@ STAMP := $(VENV)/.clipette-installed
 # Options only where they are given: each script has defaults of its own.
 OUT_OPTION = $(if $(OUT),--out $(OUT),)
 SEEDS_OPTION = $(if $(SEEDS),--seeds $(SEEDS),)
-METHODS_OPTION = $(if $(METHODS),--methods $(METHODS),)
+METHODS_OPTION = $(if $(METHODS),--methods $(METHODS),) $(if $(TIER),--tier $(TIER),)
 
-.PHONY: install demo test check bench-flickr8k bench-pour bench-crash bench-npz bench-methods bench-export clean
+.PHONY: install demo test check clean bench-flickr8k bench-pour bench-crash bench-npz bench-methods bench-pareto \
+	bench-export bench-adapt bench-search bench-crash-index bench-serve
 
 install: $(STAMP)
 
@@ -55,6 +56,21 @@ bench-npz: install
 
 bench-export: install
 	$(PY) benchmarks/export_student.py $(OUT_OPTION)
+
+bench-pareto: install
+	$(PY) benchmarks/pareto.py $(OUT_OPTION)
+
+bench-adapt: install
+	$(PY) benchmarks/adapt.py $(SEEDS_OPTION) $(OUT_OPTION)
+
+bench-search: install
+	$(PY) benchmarks/search.py $(OUT_OPTION)
+
+bench-crash-index: install
+	$(PY) benchmarks/crash_index.py $(OUT_OPTION)
+
+bench-serve: install
+	$(PY) benchmarks/serve.py $(OUT_OPTION)
 
 clean:
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -8,7 +8,8 @@ The verbs of the command line are functions here, loaded when first used (import
     vectors = encoder.encode_images(["photo.jpg"])
 
 ``load``, ``pour``, ``pretrain``, ``adapt``, ``adapt_study``, ``distill``, ``evaluate``, ``compare``, ``prompts``,
-``classify``, ``export``, ``add_class``, ``quantize``, ``prune``, ``bench``, ``demo``, ``doctor``.
+``classify``, ``export``, ``add_class``, ``quantize``, ``prune``, ``bench``, ``build_index``, ``open_index``, ``serve``,
+``up``, ``demo``, ``doctor``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from clipette.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from clipette.health import doctor
+    from clipette.index import build_index, open_index
     from clipette.resolve import resolve as load
+    from clipette.serving import serve, up
     from clipette.verbs import (
         adapt,
         adapt_study,
@@ -47,6 +50,7 @@ __all__ = [
     "adapt_study",
     "add_class",
     "bench",
+    "build_index",
     "classify",
     "compare",
     "demo",
@@ -55,18 +59,28 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "open_index",
     "pour",
     "pretrain",
     "prompts",
     "prune",
     "quantize",
+    "serve",
+    "up",
 ]
 
 # Public name -> (module, name there).
-_PUBLIC = {
-    "load": ("clipette.resolve", "resolve"),
+_TORCH_FREE = {
+    "build_index": ("clipette.index", "build_index"),
     "doctor": ("clipette.health", "doctor"),
-    **{verb: ("clipette.verbs", verb) for verb in __all__ if verb not in ("__version__", "load", "doctor")},
+    "load": ("clipette.resolve", "resolve"),
+    "open_index": ("clipette.index", "open_index"),
+    "serve": ("clipette.serving", "serve"),
+    "up": ("clipette.serving", "up"),
+}
+_PUBLIC = {
+    **_TORCH_FREE,
+    **{verb: ("clipette.verbs", verb) for verb in __all__ if verb not in ("__version__", *_TORCH_FREE)},
 }
 
 

@@ -126,3 +126,4 @@ def _show(console: Console, summary: Mapping[str, Any], folder: Path) -> None:
         table.add_row(name.replace("_", " "), *accuracies, f"{row['gmacs']:.4f}", f"{row['ms']:.1f}")
     console.print(table)
     console.print(f"report: {folder / 'report' / 'report.html'}   ({summary['seconds']:.0f} s)")
+    console.print(f"search its pictures: clipette up 'world:test?n=960' --model {folder / 'student'}", soft_wrap=True)
