@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from clipette.data.images import DecodeSettings
 from clipette.data.preprocess import Preprocess
-from clipette.errors import ModelError, UnsupportedError
+from clipette.errors import ConfigError, ModelError, UnsupportedError
 from clipette.runtime import batches
-from clipette.runtime.bundle import Bundle, open_bundle
+from clipette.runtime.bundle import MANIFEST, Bundle, open_bundle
 from clipette.runtime.sessions import Session, open_session
 from clipette.runtime.tokens import TableTokenizer, build_tokenizer
 from clipette.types import Encoded, Floats, ImageInput, Sample
@@ -43,7 +44,13 @@ class BundleEncoder:
         self.tokenizer = None if text is None else build_tokenizer(text["tokenizer"], bundle.files)
         self._table = self._vectors(text["file"]) if stored and text is not None else None
         image = bundle.side("image")
-        self.preprocess = None if image is None else Preprocess.from_dict(image["preprocess"])
+        self.preprocess = None if image is None else self._preprocessing(image["preprocess"])
+
+    def _preprocessing(self, values: Mapping[str, Any]) -> Preprocess:
+        try:
+            return Preprocess.from_dict(values)
+        except ConfigError as error:
+            raise ModelError(f"{self.bundle.path / MANIFEST}: damaged ({error}); export the model again") from error
 
     def _vectors(self, file: str) -> Floats:
         """The stored vectors, one for each of the tokenizer's texts."""
