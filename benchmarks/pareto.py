@@ -146,7 +146,7 @@ def main() -> None:
     shared = shared_folder()
     if shared is None:
         raise SystemExit("real data absent: set CLIPETTE_SHARED to the folder that holds data/ and weights/")
-    bench = Bench(shared, bench_cache("flickr8k"), *((0.2, 200) if given.smoke else (None, None)))
+    bench = Bench(shared, bench_cache("flickr8k"), *((0.2, 300) if given.smoke else (None, None)))
     cache = bench_cache("pareto")
     names = [name.strip() for name in given.sizes.split(";")] if given.sizes else list(SIZES)
     unknown = [name for name in names if name not in SIZES]
