@@ -19,6 +19,7 @@ from clipette.data.sources import load_data
 from clipette.data.views import ViewPolicy
 from clipette.errors import ConfigError
 from clipette.evaluate.protocol import read_trained_on
+from clipette.evaluate.wording import AUTO, fitting_templates
 from clipette.measuring import classify as classify
 from clipette.measuring import compare as compare
 from clipette.measuring import evaluate as evaluate
@@ -244,13 +245,13 @@ def export(
     *,
     format: str = "bundle",
     labels: Sequence[str] = (),
-    templates: str = "openai80",
+    templates: str = AUTO,
 ) -> dict[str, object]:
     """Write ``model`` as a bundle that needs no PyTorch to the folder ``out``; what was written, and its parity.
 
     ``format``: ``open_clip`` or ``hf`` for a folder that these libraries load, where its architecture is theirs.
-    ``labels``: a class bundle, with the vectors of these classes (worded by ``templates``) and no text tower. Raises
-    ``UnsupportedError`` where a tower or tokenizer has no such form, or would not say the same.
+    ``labels``: a class bundle, with the vectors of these classes (worded by ``templates``; auto: openai80, or what
+    the model has learned) and no text tower. Raises ``UnsupportedError`` where a tower or tokenizer has no such form, or would not say the same.
     """
     from clipette.export.bundle import export_bundle
     from clipette.export.classes import with_classes
@@ -266,6 +267,8 @@ def export(
             raise ConfigError("labels make a class bundle: leave them out, or use the format bundle")
         written = export_folder(encoder, out, format, card=recorded_card(model))
         return {"folder": str(written.path), "load": written.load, "largest_difference": written.difference}
+    if templates == AUTO:
+        templates = fitting_templates([encoder], labels)
     if labels:
         encoder = with_classes(encoder, labels, templates)
     found = export_bundle(
