@@ -250,8 +250,9 @@ def export(
     """Write ``model`` as a bundle that needs no PyTorch to the folder ``out``; what was written, and its parity.
 
     ``format``: ``open_clip`` or ``hf`` for a folder that these libraries load, where its architecture is theirs.
-    ``labels``: a class bundle, with the vectors of these classes (worded by ``templates``; auto: openai80, or what
-    the model has learned) and no text tower. Raises ``UnsupportedError`` where a tower or tokenizer has no such form, or would not say the same.
+    ``labels``: a class bundle, with the vectors of these classes and no text tower; they are worded by ``templates``
+    (auto: openai80, or what the model has learned). Raises ``UnsupportedError`` where a tower or tokenizer has no such
+    form, or would not say the same.
     """
     from clipette.export.bundle import export_bundle
     from clipette.export.classes import with_classes

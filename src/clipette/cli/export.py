@@ -27,7 +27,10 @@ def export(
         list[str] | None,
         typer.Option(metavar="A,B,...", help="A class bundle: the vectors of these classes, no text tower."),
     ] = None,
-    templates: Annotated[str, typer.Option(metavar="NAME", help="How --labels are worded. auto: openai80, or what the model has learned.")] = "auto",
+    templates: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="How --labels are worded. auto: openai80, or what the model has learned."),
+    ] = "auto",
 ) -> None:
     """Write a model as a bundle that needs no PyTorch, or as a folder for open_clip or transformers."""
     from clipette import verbs
