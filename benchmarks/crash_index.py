@@ -102,7 +102,8 @@ def read(index: Path, told: Path) -> None:
                 raise AssertionError(f"generation {collection.generation} after {generation}")
             generation = collection.generation
             looks += 1
-            told.write_text(str(looks))
+            told.with_suffix(".new").write_text(str(looks))
+            os.replace(told.with_suffix(".new"), told)
 
 
 CHILDREN = {"write": write, "read": read}
@@ -168,7 +169,11 @@ def crash(kills: int, seed: int, folder: Path, store: str) -> dict[str, Any]:
                     wrong.append("a second writer was let in")
                 except StoreError as error:
                     refused += "is writing to this index" in str(error)
-            time.sleep(draw.uniform(0, 1.5))
+            # So many more writes and a moment: on a slow machine too the kill falls into the middle of things.
+            wanted = len(done) + draw.randint(0, 15)
+            while len(acknowledged(journal)[1]) < wanted and writer.poll() is None:
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0, 0.1))
             writer.send_signal(signal.SIGKILL)
             _, errors = writer.communicate()
             if writer.returncode != -signal.SIGKILL:

@@ -25,6 +25,7 @@ BATCH_BYTES = 8 << 20  # of a request: the server refuses 64 MB
 # Milvus allows 64 fields; a column takes two (its value, and whether there is one).
 MOST_COLUMNS = 28
 MOST_RESULTS = 16_384
+PAGE = 1000
 EMPTY: dict[str, Value] = {"bool": False, "int": 0, "float": 0.0, "text": ""}
 T = TypeVar("T")
 
@@ -127,8 +128,8 @@ class MilvusStore:
         keys: list[list[str]] = []
         scores: list[Floats] = []
         for hits in answer:
-            named = [str(hit["key"]) for hit in hits]
-            cosines = np.array([hit["distance"] for hit in hits], dtype=np.float32)
+            named = [str(key) for key in hits.ids]
+            cosines = np.array(hits.distances, dtype=np.float32)
             first, ranked = order(cosines, np.arange(len(named)), k, named.__getitem__)
             keys.append(first)
             scores.append(ranked)
@@ -146,15 +147,16 @@ class MilvusStore:
         return Found([keys for keys, _ in found], [scores for _, scores in found])
 
     def _rows(self, expression: str) -> Iterator[list[Mapping[str, Any]]]:
+        """Matching rows, a page at a time in the order of their keys.
+
+        pymilvus' own iterator writes the last key into the next page's expression unescaped.
+        """
+        page = expression
         with _engine(self._where):
-            pages = self._client.query_iterator(
-                self.name, batch_size=1000, filter=expression, output_fields=["key", "vector"]
-            )
-            try:
-                while batch := pages.next():
-                    yield batch
-            finally:
-                pages.close()
+            while batch := self._client.query(self.name, filter=page, limit=PAGE, output_fields=["key", "vector"]):
+                yield batch
+                last = max((str(row["key"]) for row in batch), key=str.encode)
+                page = f"key > {json.dumps(last, ensure_ascii=False)} and ({expression})"
 
     def get(self, keys: Sequence[str]) -> Floats:
         found: dict[str, Any] = {}

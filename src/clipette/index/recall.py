@@ -14,6 +14,7 @@ from clipette.errors import StoreError
 from clipette.index.filters import BUCKET, Compare, Filter
 from clipette.index.store import Found, Kind
 from clipette.io import write_atomic
+from clipette.metrics.similarity import GRID
 from clipette.types import Floats
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ SELECTIVITIES: dict[str, Filter | None] = {
 }
 EFFORTS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
 FILE = "queries.npy"
+# Products of one query and of many sum in another order: a cosine may fall on either side of a step of its grid.
+SAME = 2 / float(GRID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ def recall_of(found: Found, exact: Found, own: Sequence[str | None], k: int) -> 
         best = [s for name, s in _others(exact, position, key)][:k]
         if best:
             got = [s for name, s in _others(found, position, key)][:k]
-            shares.append(sum(score >= best[-1] for score in got) / len(best))
+            shares.append(sum(score >= best[-1] - SAME for score in got) / len(best))
     return float(np.mean(shares)) if shares else 1.0
 
 
