@@ -15,7 +15,7 @@ OUT_OPTION = $(if $(OUT),--out $(OUT),)
 SEEDS_OPTION = $(if $(SEEDS),--seeds $(SEEDS),)
 METHODS_OPTION = $(if $(METHODS),--methods $(METHODS),) $(if $(TIER),--tier $(TIER),)
 
-.PHONY: install demo test check clean bench-flickr8k bench-pour bench-crash bench-npz bench-methods bench-pareto \
+.PHONY: install demo test test-bench check clean bench-flickr8k bench-pour bench-crash bench-npz bench-methods bench-pareto \
 	bench-export bench-adapt bench-search bench-crash-index bench-serve
 
 install: $(STAMP)
@@ -32,6 +32,10 @@ demo: install
 
 test: install
 	$(PY) -m pytest -q -n $(WORKERS) $(TESTS)
+
+# Every benchmark whole, at its smallest: minutes each.
+test-bench: install
+	$(PY) -m pytest -q -m bench $(TESTS)
 
 check: install
 	$(VENV)/bin/ruff check .

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.benchmarks.test_benchmarks import smoke
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.bench
 
 
 def test_the_world_and_promptkd(project: Path, tmp_path: Path) -> None:

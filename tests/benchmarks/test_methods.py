@@ -16,15 +16,17 @@ import pytest
 import torch
 from tests.train import tiny
 
-from clipette.config import parse_yaml, shipped_recipes
+from clipette.config import load_yaml, parse_yaml, shipped_recipes
 from clipette.data.dataset import Dataset
 from clipette.evaluate.encoding import Settings
+from clipette.evaluate.results import Figure
 from clipette.evaluate.retrieval import retrieval
 from clipette.evaluate.zero_shot import zero_shot
 from clipette.metrics.bootstrap import Bootstrap, hierarchical_difference, ratio_interval
 from clipette.models.saved import save_model
 from clipette.models.spec import TimmImage
 from clipette.models.students import timm_image_tower
+from clipette.train.recipe import Recipe
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -195,6 +197,27 @@ def test_retention_of_one_seed_is_the_paired_ratio() -> None:
     assert found.low == pytest.approx(expected.low, abs=0.002)
     assert found.high == pytest.approx(expected.high, abs=0.002)
     assert pareto.front([(1.0, 0.9), (2.0, 0.8), (2.0, 0.95), (0.5, 0.9)]) == [False, False, True, True]
+
+
+def test_every_size_is_a_recipe_and_the_page_shows_all(tmp_path: Path) -> None:
+    assert len(pareto.SIZES) >= 5
+    for size in pareto.SIZES.values():
+        load_yaml(Recipe, pareto.RECIPES / f"flickr8k-{size.recipe.lower()}.yaml", size.changes)
+    points = {name: (0.1 * (number + 1), Figure(0.9, 0.8, 0.95, 10)) for number, name in enumerate(pareto.SIZES)}
+    row = {
+        "gmacs": 0.1,
+        "times_cheaper": 6.0,
+        "retention": 0.9,
+        "low": 0.8,
+        "high": 0.95,
+        "mean_recall": 0.4,
+        "front": True,
+    }
+    summary = {"teacher": {"gmacs": 0.6, "mean_recall": 0.5}, "sizes": dict.fromkeys(points, row), "seeds": [0]}
+    pareto.page(summary, points, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert all(name in page for name in points)
+    assert (tmp_path / "pareto.png").stat().st_size > 1000
 
 
 # ---------------------------------------------------------------- methods and peers
@@ -404,7 +427,7 @@ def small_teacher(tmp_path: Path) -> Path:
     return tmp_path / "teacher"
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_tier_one_runs_and_finds_its_arms_again(shared: Path, tmp_path: Path, small_teacher: Path) -> None:
     first = ("--teacher", str(small_teacher), "--sets", "caltech101", "--methods", "default,dkd,open_clip")
     summary = run("methods.py", tmp_path, *first)
@@ -416,7 +439,7 @@ def test_tier_one_runs_and_finds_its_arms_again(shared: Path, tmp_path: Path, sm
     assert again["claims"] == summary["claims"]
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_the_sample_world_runs(shared: Path, tmp_path: Path, small_teacher: Path) -> None:
     methods = ("--methods", "promptkd,clip-kd-masked,default", "--sets", "world", "--teacher", str(small_teacher))
     summary = run("methods.py", tmp_path, *methods)

@@ -138,7 +138,7 @@ def test_all_answers_come_in_order() -> None:
     assert asyncio.run(against(answer, work)) == [{"echo": n} for n in range(20)]
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_every_arm_runs(project: Path, tmp_path: Path) -> None:
     environment = {
         **os.environ,
