@@ -14,7 +14,7 @@ from clipette.errors import ConfigError
 from clipette.index.filters import DEEPEST, Compare, Filter, In, IsNull, Like, Not, both, equals, parse_filter
 from clipette.index.filters import All as Conjunction
 from clipette.index.filters import Any as Disjunction
-from clipette.index.render import field_name, milvus_can, null_name, to_milvus, to_sql
+from clipette.index.render import field_name, milvus_can, null_name, to_milvus, to_sql, typed_tree
 
 COLUMNS = {"year": "int", "size": "float", "domain": "text", "kept": "bool", "odd name": "text", "and": "int"}
 ROWS: list[dict[str, Any]] = [
@@ -199,3 +199,18 @@ def test_milvus_knows_only_beginnings_of_like() -> None:
     assert milvus_can(Filter(Not(Like("domain", "ph%"))))
     for pattern in ("%ph", "p_%", "p%h%", "ph"):
         assert not milvus_can(Filter(Conjunction((Like("domain", pattern), IsNull("domain")))))
+
+
+@pytest.mark.parametrize("operator", ["=", "!=", "<", "<=", ">", ">="])
+@pytest.mark.parametrize("value", [2020.0, 2020.5, -0.5, 1e300, -1e300, float(2**63), -float(2**63)])
+@pytest.mark.parametrize("negated", [False, True])
+def test_numbers_of_another_type_keep_their_meaning(operator: Any, value: float, negated: bool) -> None:
+    leaf = Compare("year", operator, value)
+    tree = Not(leaf) if negated else leaf
+    typed = typed_tree(tree, COLUMNS)
+    assert matching(Filter(typed)) == matching(Filter(tree))
+    assert ".5" not in repr(typed)
+    assert "e+300" not in repr(typed)
+    assert matching(Filter(typed_tree(In("year", (value, 2021)), COLUMNS))) == matching(
+        Filter(In("year", (value, 2021)))
+    )

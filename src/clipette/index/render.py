@@ -58,12 +58,16 @@ def _whole(node: Compare) -> Node:
     nothing = In(node.column, ())
     above, below = value >= 2.0**63, value < -(2.0**63)
     if above or below:
-        return Not(nothing) if node.operator == "!=" or (node.operator[0] == "<") == above else nothing
+        smaller = node.operator in ("<", "<=")
+        larger = node.operator in (">", ">=")
+        return Not(nothing) if node.operator == "!=" or (smaller and above) or (larger and below) else nothing
     if value.is_integer():
         return replace(node, value=int(value))
     if node.operator in ("=", "!="):
         return nothing if node.operator == "=" else Not(nothing)
-    return Compare(node.column, *((">", floor(value)) if node.operator[0] == ">" else ("<", ceil(value))))
+    if node.operator in (">", ">="):
+        return Compare(node.column, ">", floor(value))
+    return Compare(node.column, "<", ceil(value))
 
 
 # ---------------------------------------------------------------- SQL (LanceDB)
