@@ -337,7 +337,8 @@ def test_a_signal_stops_the_process_and_loses_no_write(
         if process.stdout is not None:
             process.stdout.close()
     assert acknowledged
-    assert code == -how
+    # 0: whoever started the tests ignores the signal (a shell's background job does SIGINT), and children inherit that.
+    assert code in (0, -how)
     with open_index(tmp_path / "my.index", write=True) as after:
         assert {n for n in range(6) if f"new {n}" in after} >= set(acknowledged)
         assert after.verify(recall=False)["sound"]
