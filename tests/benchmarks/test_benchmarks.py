@@ -29,6 +29,7 @@ def smoke(project: Path, out: Path, *command: str) -> dict[str, Any]:
     return summary
 
 
+@pytest.mark.bench
 def test_pour_once_times_all_four_arms(project: Path, tmp_path: Path) -> None:
     summary = smoke(project, tmp_path, "benchmarks/pour_once.py")
     arms = ("store", "student_only", "open_clip_online", "online")
@@ -37,6 +38,7 @@ def test_pour_once_times_all_four_arms(project: Path, tmp_path: Path) -> None:
         assert summary["ratios"][f"store/{arm}"] == pytest.approx(summary["store"] / summary[arm], rel=1e-2)
 
 
+@pytest.mark.bench
 def test_npz_teacher_compares_student_untrained_and_probes(project: Path, shared: Path, tmp_path: Path) -> None:
     summary = smoke(project, tmp_path, "benchmarks/npz_teacher.py")
     for arm in ("untrained", "linear_probe", "ridge_probe", "class_text_kl", "class_text_kl+cosine"):

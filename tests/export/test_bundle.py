@@ -39,7 +39,13 @@ def encoder_of(model: DualEncoder) -> TorchEncoder:
     return TorchEncoder(model, name="tried", device="cpu")
 
 
-@pytest.mark.parametrize("name", list(KINDS))
+# Sisters of other kinds: their export takes ten seconds each, and `make bench-export` has all.
+SISTERS = {"open_clip, vit-quickgelu", "open_clip, hf-text", "student, mobilenet"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.bench) if name in SISTERS else name for name in KINDS]
+)
 def test_every_kind_says_what_its_model_says(name: str, tmp_path: Path) -> None:
     found = export_bundle(encoder_of(KINDS[name](tmp_path)), tmp_path / "b")
     assert found.parity.images is not None
