@@ -16,9 +16,10 @@ STARTED = 240.0  # seconds; a quiet machine needs ten
 PROGRAM = """
 import os, sys
 from milvus import MilvusServer
-server = MilvusServer(wait_for_started=True)
+server = MilvusServer(wait_for_started=False)
 server.set_base_dir(sys.argv[1])
 server.start()
+server.wait_started(timeout=float(sys.argv[2]) * 1000)
 with open(sys.argv[1] + "/port.tmp", "w") as file:
     file.write(str(server.listen_port))
 os.replace(sys.argv[1] + "/port.tmp", sys.argv[1] + "/port")
@@ -39,7 +40,7 @@ def milvus_server(folder: Path) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(folder)],
+            [sys.executable, "-c", PROGRAM, str(folder), str(STARTED)],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
