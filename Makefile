@@ -13,7 +13,7 @@ STAMP := $(VENV)/.clipette-installed
 # Options only where they are given: each script has defaults of its own.
 OUT_OPTION = $(if $(OUT),--out $(OUT),)
 SEEDS_OPTION = $(if $(SEEDS),--seeds $(SEEDS),)
-METHODS_OPTION = $(if $(METHODS),--methods $(METHODS),) $(if $(TIER),--tier $(TIER),)
+METHODS_OPTION = $(if $(METHODS),--methods $(METHODS),) $(if $(TIER),--tier $(TIER),) $(if $(PEERS),--peers $(PEERS),)
 
 .PHONY: install demo test test-bench check clean bench-flickr8k bench-pour bench-crash bench-npz bench-methods bench-pareto \
 	bench-export bench-adapt bench-search bench-crash-index bench-serve
@@ -62,7 +62,7 @@ bench-export: install
 	$(PY) benchmarks/export_student.py $(OUT_OPTION)
 
 bench-pareto: install
-	$(PY) benchmarks/pareto.py $(OUT_OPTION)
+	$(PY) benchmarks/pareto.py $(SEEDS_OPTION) $(OUT_OPTION)
 
 bench-adapt: install
 	$(PY) benchmarks/adapt.py $(SEEDS_OPTION) $(OUT_OPTION)

@@ -157,7 +157,7 @@ def main() -> None:
     shared = shared_folder()
     if shared is None:
         raise SystemExit("real data absent: set CLIPETTE_SHARED to the folder that holds data/ and weights/")
-    bench = Bench(shared, bench_cache("flickr8k"), *((0.2, 200) if options.smoke else (None, None)))
+    bench = Bench(shared, bench_cache("flickr8k"), *((0.2, 300) if options.smoke else (None, None)))
     seeds = [int(seed) for seed in options.seeds.split(",")]
     summary: dict[str, Any] = {"machine": machine(), "seeds": seeds}
     for arm in (name for name in ARMS if name in options.arms.split(",")):
