@@ -69,6 +69,11 @@ def test_a_run_is_what_was_saved(folder: Path) -> None:
     np.testing.assert_array_equal(encoder.encode_texts(texts), teacher.encode_texts(texts))
 
 
+def test_a_path_is_a_reference_too(folder: Path) -> None:
+    # What `clipette.distill` returns goes into `clipette.load` as it is.
+    assert resolve(folder / "run", device="cpu").space == resolve(str(folder / "run"), device="cpu").space
+
+
 def test_a_home_folder_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder))
     assert resolve("~/run", device="cpu").dim == 24

@@ -128,13 +128,14 @@ def _is_adapter(path: Path) -> bool:
 
 
 def resolve(
-    reference: str, *, device: str | None = None, precision: str = "fp32", class_names: Sequence[str] = ()
+    reference: str | Path, *, device: str | None = None, precision: str = "fp32", class_names: Sequence[str] = ()
 ) -> Encoder:
     """The encoder that ``reference`` names. ``class_names``: what an adaptation that is a classifier chooses from, by
     default the classes that it was trained on; nothing to all others.
 
     Raises ``ConfigError`` on an unknown kind or a missing path.
     """
+    reference = str(reference)
     kind, colon, rest = reference.partition(":")
     if colon and kind == "adapter":
         return _adapter(rest, device, precision, class_names)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-STARTED = 240.0  # seconds; a quiet machine needs ten
+STARTED = 60.0  # seconds; a quiet machine needs ten
 # In a process of its own: the package starts the server as its child and has no way to say why it failed.
 PROGRAM = """
 import os, sys
