@@ -82,7 +82,7 @@ def train(
                 group["lr"] = how.rate(epoch, step, steps)
             loss = F.cross_entropy(logits_of(features), labels)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             total += loss.item() * len(labels)
         losses.append(total / len(shots))

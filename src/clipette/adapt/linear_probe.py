@@ -168,8 +168,8 @@ class _Problem:
             optimizer.zero_grad()
             logits = self.features @ unknown.T + self.before
             value = F.cross_entropy(logits, self.labels) + penalty * unknown[:, :-1].square().sum()
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             return value.item()
 
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)
         return unknown.detach()
