@@ -8,7 +8,8 @@ import pytest
 from tests.index.made import HashEncoder, photos, png
 
 from clipette import indexing
-from clipette.errors import ConfigError, StoreError
+from clipette.errors import ConfigError, DataError, StoreError
+from clipette.index.clicks import Click, ClickLog
 
 
 @pytest.fixture
@@ -68,3 +69,19 @@ def test_what_is_missing_is_said(encoder: HashEncoder, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="go together"):
         indexing.verify(index, queries="folder:x")
     assert np.isfinite(indexing.search(index, key="p0")["hits"][0]["score"])
+
+
+def test_clicks_are_asked_again(encoder: HashEncoder, tmp_path: Path) -> None:
+    index, log = tmp_path / "i", ClickLog(tmp_path / "clicks.jsonl")
+    indexing.build([with_captions(tmp_path / "photos", 5)], "m", index)
+    log.append(Click({"key": "p2"}, "p3", 2))
+    found = indexing.clicks(index, log.path)
+    assert (found["queries"], found["clicks"], found["mrr_then"][0], found["skipped_lines"]) == (1, 1, 0.5, 0)
+    rank = [hit["key"] for hit in indexing.search(index, key="p2", k=5)["hits"]].index("p3") + 1
+    assert found["mrr"][0] == pytest.approx(1 / rank, abs=1e-4)
+    log.append(Click({"text": "picture 4"}, "p4", 1))
+    with pytest.raises(ConfigError, match=r"clicks\.jsonl holds queries in words: name a model"):
+        indexing.clicks(index, log.path)
+    assert indexing.clicks(index, log.path, model="m")["queries"] == 2
+    with pytest.raises(DataError, match="no click log"):
+        indexing.clicks(index, tmp_path / "absent")

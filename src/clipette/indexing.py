@@ -11,6 +11,8 @@ from clipette.data.sources import load_data
 from clipette.errors import ConfigError, StoreError
 from clipette.index.build import add_all, build_index
 from clipette.index.calibrate import calibrate, keep_calibration
+from clipette.index.clicked import evaluate_clicks
+from clipette.index.clicks import read_clicks
 from clipette.index.collection import Collection, open_index
 from clipette.index.drafting import Texts
 from clipette.index.mixed import measure_mixed
@@ -30,18 +32,28 @@ def build(
     texts: Texts = "none",
     store: str = "lance",
     recall: float = 0.98,
+    max_failures: float = 0.1,
     batch_size: int = 64,
     device: str | None = None,
 ) -> dict[str, Any]:
     """Build an index of ``data`` (references) by ``model`` at ``out``; what it holds then.
 
     ``texts``: "captions" makes captions searchable too; ``store``: "lance" or ``milvus://HOST:PORT``; ``recall``:
-    recall@10 asked of approximate search. Raises as ``index.build_index``.
+    recall@10 asked of approximate search; ``max_failures``: share of samples that may be unreadable. Raises as
+    ``index.build_index``.
     """
     found = load_data(" + ".join(data))
     encoder = resolve(model, device=device)
     with build_index(
-        found, encoder, out, texts=texts, store=store, recall=recall, batch_size=batch_size, progress=True
+        found,
+        encoder,
+        out,
+        texts=texts,
+        store=store,
+        recall=recall,
+        max_failures=max_failures,
+        batch_size=batch_size,
+        progress=True,
     ) as collection:
         return collection.info()
 
@@ -197,6 +209,23 @@ def rebuild(
 def calibrate_with(collection: Collection, encoder: Encoder) -> None:
     """Measure what scores mean, and keep it."""
     keep_calibration(collection, calibrate(collection, encoder))
+
+
+def clicks(
+    index: str | Path, log: str | Path, *, model: str | None = None, device: str | None = None
+) -> dict[str, Any]:
+    """What users clicked (the log of ``serve --clicks``) asked of the index again: where their choices rank now.
+
+    ``model`` is needed where the log holds queries in words. Raises ``DataError``: no log, or nothing in it that can
+    be asked.
+    """
+    found = read_clicks(log)
+    encoder = None if model is None else resolve(model, device=device)
+    if encoder is None and any(click.query.get("text") or click.query.get("negatives") for click in found.clicks):
+        raise ConfigError(f"{log} holds queries in words: name a model of the index' space with --model")
+    with open_index(index) as collection:
+        report = evaluate_clicks(Searcher(collection, encoder), found.clicks)
+    return {"path": str(index), "log": str(log), **report.to_json(), "skipped_lines": len(found.skipped)}
 
 
 def info(index: str | Path) -> dict[str, Any]:

@@ -37,6 +37,8 @@ from clipette.types import Encoder
 # What `clipette up` serves with where no model is named: what the user keeps, then what the demo makes.
 DEFAULT_MODELS = ("student.bundle", "runs/demo/student.bundle", "runs/demo/student")
 CARD = "card.md"
+# What of a folder `clipette up` may leave out: somebody wants to look at the rest.
+UNREADABLE = 0.5
 
 
 def serve(
@@ -113,7 +115,9 @@ def serve_opened(
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """``serve`` on a bound socket, with a model that is loaded; ``ready`` is told the address."""
-    with open_index(index, write=bool(settings.write_keys)) as collection:
+    # Tidied in a thread of its own: no accepted write waits while a vector store is brought up to date.
+    writes = bool(settings.write_keys)
+    with open_index(index, write=writes, background=writes) as collection:
         run(application(collection, index, encoder, settings), settings, bound, ready)
 
 
@@ -163,7 +167,7 @@ def up_to_date(folder: Path, data: str, encoder: Encoder) -> Collection:
                     collection.delete(gone)
             return collection
         collection.close()
-    collection = build_index(found, encoder, folder, progress=True)
+    collection = build_index(found, encoder, folder, max_failures=UNREADABLE, progress=True)
     with _closed_on_error(collection):
         calibrate_with(collection, encoder)
     return collection

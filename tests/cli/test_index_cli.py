@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -43,10 +44,17 @@ def indexing(monkeypatch: pytest.MonkeyPatch) -> FakeIndexing:
 
 LINES = [
     (
-        "build a/ wds:b.tar --model m -o my.index --texts captions --store milvus://h:1 --recall 0.9 --batch-size 8 "
-        "--device cpu",
+        "build a/ wds:b.tar --model m -o my.index --texts captions --store milvus://h:1 --recall 0.9 "
+        "--max-failures 0.3 --batch-size 8 --device cpu",
         ("build", (["a/", "wds:b.tar"], "m", Path("my.index"))),
-        {"texts": "captions", "store": "milvus://h:1", "recall": 0.9, "batch_size": 8, "device": "cpu"},
+        {
+            "texts": "captions",
+            "store": "milvus://h:1",
+            "recall": 0.9,
+            "max_failures": 0.3,
+            "batch_size": 8,
+            "device": "cpu",
+        },
     ),
     (
         "add my.index a/ --model m --texts none --prefix x/ --replace --batch-size 8 --device cpu",
@@ -86,6 +94,11 @@ LINES = [
         "rebuild my.index --recall 0.99 --model m --device cpu",
         ("rebuild", (Path("my.index"),)),
         {"recall": 0.99, "model": "m", "device": "cpu"},
+    ),
+    (
+        "clicks my.index c.jsonl --model m --device cpu",
+        ("clicks", (Path("my.index"), Path("c.jsonl"))),
+        {"model": "m", "device": "cpu"},
     ),
     ("info my.index", ("info", (Path("my.index"),)), {}),
 ]
@@ -134,3 +147,17 @@ def test_bad_options_are_said(
     assert main(["index", *line.split()]) == 2
     assert message in capsys.readouterr().err
     assert indexing.calls == []
+
+
+def test_a_person_gets_a_table(
+    indexing: FakeIndexing, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    hit = {"rank": 1, "key": "[red]dogs/1", "score": 0.31, "text": None, "location": "photos/1.jpg", "confidence": 0.97,
+           "fits": False, "duplicates": ["dogs/2"]}  # fmt: skip
+    indexing.answer = {"hits": [hit], "calibrated": True, "below_threshold": True, "took_ms": 3.0}
+    assert main(["index", "search", "i", "a dog", "--model", "m"]) == 0
+    said = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).split())
+    assert "1 0.310 97% [red]dogs/1 (+1 alike) photos/1.jpg" in said
+    assert "nothing fits well" in said
+    assert "1 results in 3 ms" in said

@@ -23,7 +23,7 @@ def test_a_build_is_a_searchable_index(tmp_path: Path) -> None:
     (tmp_path / "photos" / "p3.png").write_bytes(b"broken")
     data = Dataset("folder:photos", tuple(samples), failures=(Failure("x", "x", "listed badly"),))
     encoder = HashEncoder()
-    with build_index(data, encoder, tmp_path / "i", texts="captions", calibrated=False) as collection:
+    with build_index(data, encoder, tmp_path / "i", texts="captions", calibrated=False, max_failures=0.2) as collection:
         assert (collection.count("image"), collection.count("text")) == (10, 20)
     with open_index(tmp_path / "i") as reader:
         assert reader.manifest.model == {"name": "hash", "logit_scale": 10.0, "logit_bias": 0.0}
@@ -36,6 +36,19 @@ def test_a_build_is_a_searchable_index(tmp_path: Path) -> None:
         queries = np.load(tmp_path / "i" / "queries.npy")
         assert queries.shape == (11, encoder.dim)  # one caption of each picture
         assert reader.info()["rows"] == {"image": 10, "text": 20}
+
+
+def test_too_many_bad_images_stop_a_build_that_can_go_on(tmp_path: Path) -> None:
+    samples = photos(tmp_path / "photos", 10)
+    for name in ("p3", "p7"):
+        (tmp_path / "photos" / f"{name}.png").write_bytes(b"broken")
+    data, encoder = Dataset("folder:photos", tuple(samples)), HashEncoder()
+    with pytest.raises(DataError, match=r"2 of 10 samples of folder:photos failed.*allowed share of 0\.1(.|\n)*p3"):
+        build_index(data, encoder, tmp_path / "i", calibrated=False)
+    encoder.images.clear()
+    with build_index(data, encoder, tmp_path / "i", calibrated=False, max_failures=0.2) as collection:
+        assert len(collection) == 8
+    assert set(encoder.images) <= {"p3", "p7"}
 
 
 def test_a_killed_build_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -112,6 +112,9 @@ def test_a_key_is_asked_for_and_pictures_come_with_it(opened: Any, browser: Any,
         expect(page.locator("#results img.ready").first).to_be_visible()
         cards(page).first.locator(".shot").click()
         expect(page.locator("#detail img")).to_have_js_property("naturalWidth", page_world.SIZE)
+        with page.context.expect_page() as other:
+            page.get_by_role("link", name="Original").click()
+        expect(other.value.locator("img")).to_have_js_property("naturalWidth", page_world.SIZE)
         page.reload()
         first_names(page, "red")
         page.context.close()

@@ -43,7 +43,8 @@ def content(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in names.items() if path.name not in without}
 
 
-@pytest.mark.slow
+# Beside the tests that kill pour and distil thrice each: those run every time.
+@pytest.mark.bench
 def test_killed_while_pouring_and_twice_while_training(tmp_path: Path) -> None:
     small_world.write_pictures(tmp_path, 96)
     small_world.write_teacher(tmp_path / "teacher")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -44,6 +45,9 @@ clipette index verify my.index --queries wds:test.tar --model student.bundle   #
 REBUILD = """\
 clipette index rebuild my.index
 clipette index rebuild my.index --recall 0.995"""
+CLICKS = (
+    "clipette index clicks my.index clicks.jsonl --model student.bundle   # of clipette serve --clicks clicks.jsonl"
+)
 INFO = "clipette index info my.index"
 
 
@@ -54,6 +58,7 @@ def build(
     texts: Annotated[Texts, typer.Option(help="captions: an image's captions can be found too.")] = "none",
     store: Annotated[str, typer.Option(metavar="STORE", help="lance, or milvus://HOST:PORT.")] = "lance",
     recall: Annotated[float, typer.Option(help="recall@10 asked of approximate search, filters included.")] = 0.98,
+    max_failures: Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")] = 0.1,
     batch_size: BatchSize = 64,
     device: Device = None,
 ) -> None:
@@ -61,7 +66,15 @@ def build(
     from clipette import indexing
 
     found = indexing.build(
-        data, model, out, texts=texts, store=store, recall=recall, batch_size=batch_size, device=device
+        data,
+        model,
+        out,
+        texts=texts,
+        store=store,
+        recall=recall,
+        max_failures=max_failures,
+        batch_size=batch_size,
+        device=device,
     )
     print_result(found)
 
@@ -141,7 +154,10 @@ def search(
         exact=True if exact else None,
         device=device,
     )
-    print_result(found)
+    if sys.stdout.isatty():
+        show(found)
+    else:
+        print_result(found)
 
 
 def verify(
@@ -175,6 +191,18 @@ def rebuild(
     print_result(indexing.rebuild(index, recall=recall, model=model, device=device))
 
 
+def clicks(
+    index: Index,
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="The file of clipette serve --clicks.")],
+    model: SomeModel = None,
+    device: Device = None,
+) -> None:
+    """Ask what users asked again, and see where the results that they chose rank now."""
+    from clipette import indexing
+
+    print_result(indexing.clicks(index, log, model=model, device=device))
+
+
 def info(index: Index) -> None:
     """Show what an index holds: its model, rows, columns, measured recall, size."""
     from clipette import indexing
@@ -189,6 +217,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "search": (search, SEARCH),
     "verify": (verify, VERIFY),
     "rebuild": (rebuild, REBUILD),
+    "clicks": (clicks, CLICKS),
     "info": (info, INFO),
 }
 
@@ -201,6 +230,33 @@ app = typer.Typer(
 for _name, (_function, _examples) in COMMANDS.items():
     _indented = "\n".join(f"  {line}" for line in _examples.splitlines())
     app.command(_name, epilog=f"\b\nExamples:\n{_indented}")(_function)
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Results for a person: a line each; scripts get JSON."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console, table = Console(highlight=False), Table(box=None, pad_edge=False)
+    table.add_column("", justify="right", style="dim")
+    table.add_column("cosine", justify="right")
+    if found["calibrated"]:
+        table.add_column("confidence", justify="right")
+    table.add_column("key", overflow="fold")
+    table.add_column("text" if any(hit["text"] for hit in found["hits"]) else "where", overflow="fold", style="dim")
+    for hit in found["hits"]:
+        sure = [] if not found["calibrated"] else ["" if hit["confidence"] is None else f"{hit['confidence']:.0%}"]
+        folded = f" (+{len(hit['duplicates'])} alike)" if hit["duplicates"] else ""
+        # A key is no markup.
+        named = (Text(hit["key"] + folded), Text(hit["text"] or hit["location"]))
+        table.add_row(
+            str(hit["rank"]), f"{hit['score']:.3f}", *sure, *named, style="dim" if hit["fits"] is False else None
+        )
+    console.print(table)
+    if found["below_threshold"]:
+        console.print("nothing fits well: no result reaches the threshold; these are the nearest", style="yellow")
+    console.print(f"{len(found['hits'])} results in {found['took_ms']:.0f} ms", style="dim")
 
 
 def _weights(given: list[str] | None) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from clipette.data.dataset import Dataset
+from clipette.data.loading import FailureLimit
 from clipette.errors import DataError, StoreError, UnsupportedError
 from clipette.index.calibrate import calibrate, keep_calibration
 from clipette.index.collection import Collection, create, open_index
@@ -38,6 +39,7 @@ def build_index(
     calibrated: bool = True,
     model: Mapping[str, Any] | None = None,
     batch_size: int = 64,
+    max_failures: float = 0.1,
     progress: bool = False,
 ) -> Collection:
     """Encode ``data`` into a new index at ``out`` and open it for writing. Killed, it goes on when called again.
@@ -52,15 +54,18 @@ def build_index(
         calibrated: measure what scores mean, for confidences and the "no result" threshold.
         model: further facts about the model, kept in the index (its digest, its licence).
         batch_size: of the encoder.
+        max_failures: share of samples that may be unreadable; they are left out and recorded. Past it the build stops
+            unfinished: called again with a larger share it goes on, and encodes nothing twice.
         progress: show bars.
 
     Raises:
         StoreError: the folder holds something else, or a finished index.
-        DataError: nothing of ``data`` could be read.
+        DataError: nothing of ``data`` could be read, or too much could not.
     """
     if not 0 < recall <= 1:
         raise DataError(f"recall {recall}: expected a share above 0, up to 1")
     check_store(store)
+    limit = FailureLimit(max_failures)
     if not encoder.can_encode_images and any(sample.image is not None for sample in data.samples):
         raise UnsupportedError(f"{encoder.name} encodes no images; build the index with a model that does")
     known = {"name": encoder.name, "logit_scale": encoder.logit_scale, "logit_bias": encoder.logit_bias}
@@ -71,6 +76,7 @@ def build_index(
         if not len(collection):
             first = f"; the first: {lost[0].location}: {lost[0].reason}" if lost else ""
             raise DataError(f"{data.reference}: nothing of it could be indexed{first}")
+        limit.check(lost, len(data.samples) + len(data.failures), what=f"samples of {data.reference}")
         _keep_queries(collection, data.samples, encoder)
         collection.set_fact("failures", [_failure(each) for each in lost[:1000]])
         collection.finish(progress=progress)

@@ -161,6 +161,24 @@ async function fetchInto(image, address) {
   }
 }
 
+/** Let `anchor` open the picture at `address` in another tab; with a key, as above, from bytes that are fetched here. */
+export function link(anchor, address) {
+  Object.assign(anchor, { href: address, target: "_blank", rel: "noopener" });
+  anchor.addEventListener("click", async (event) => {
+    if (!bearer) return;
+    event.preventDefault();
+    const page = open("", "_blank");
+    try {
+      const url = URL.createObjectURL(await (await send(address)).blob());
+      if (page) page.location = url;
+      setTimeout(() => URL.revokeObjectURL(url), 60_000);
+    } catch {
+      page?.close();
+    }
+  });
+  return anchor;
+}
+
 /** A failure as `{icon, title, text, retry}` for people. `limits`: of /v1/info. */
 export function explain(failure, limits) {
   const said = failure.message ? `${failure.message[0].toUpperCase()}${failure.message.slice(1)}` : "";

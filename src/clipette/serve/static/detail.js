@@ -1,6 +1,6 @@
 // One result, large: the whole picture, what is known of it, and what can be done with it.
 
-import { imageOf, show, thumbnailOf } from "./api.js";
+import { imageOf, link, show, thumbnailOf } from "./api.js";
 import { byId, h, icon, iconButton } from "./dom.js";
 import { confidenceWords, current, focusAt, nameOf, scoreWords } from "./results.js";
 
@@ -109,7 +109,7 @@ function facts(hit) {
       hit.kind === "image" && act("More like this", "similar", actions.similar, "primary"),
       hit.kind === "text" && act("Search for this text", "search", actions.similar, "primary"),
       hit.kind === "image" && act("Classify", "tag", actions.classify),
-      hit.image && h("a", { class: "button", href: hit.image, target: "_blank", rel: "noopener" }, icon("open"), h("span", { text: "Original" })),
+      hit.image && link(h("a", { class: "button" }, icon("open"), h("span", { text: "Original" })), hit.image),
     ),
     h("div", { class: "acts", role: "group", "aria-label": "Is it what you looked for?" }, mark("like", "Right", "up"), mark("dislike", "Wrong", "down")),
     h("dl", {}, rows.map(([name, value]) => [h("dt", { text: name }), h("dd", { text: value })])),
@@ -121,7 +121,7 @@ function lookAlikes(hit) {
   const small = (key) => {
     const image = h("img", { alt: key, width: 72, height: 72 });
     show(image, thumbnailOf(key));
-    return h("a", { href: imageOf(key), target: "_blank", rel: "noopener", title: key }, image);
+    return link(h("a", { title: key }, image), imageOf(key));
   };
   return h("div", { class: "alike" }, h("h3", { text: "Look-alikes" }), h("div", {}, hit.duplicates.slice(0, 24).map(small)));
 }
