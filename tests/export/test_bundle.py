@@ -39,12 +39,20 @@ def encoder_of(model: DualEncoder) -> TorchEncoder:
     return TorchEncoder(model, name="tried", device="cpu")
 
 
-# Sisters of other kinds: their export takes ten seconds each, and `make bench-export` has all.
-SISTERS = {"open_clip, vit-quickgelu", "open_clip, hf-text", "student, mobilenet"}
+# One of each way into a graph; an export takes ten seconds, and `make test-bench` and `make bench-export` have them all.
+EVERY_TIME = {
+    "open_clip, vit",
+    "open_clip, resnet",
+    "transformers, siglip",
+    "lit pair",
+    "student",
+    "student, visual prompts",
+    "student, pruned",
+}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.bench) if name in SISTERS else name for name in KINDS]
+    "name", [name if name in EVERY_TIME else pytest.param(name, marks=pytest.mark.bench) for name in KINDS]
 )
 def test_every_kind_says_what_its_model_says(name: str, tmp_path: Path) -> None:
     found = export_bundle(encoder_of(KINDS[name](tmp_path)), tmp_path / "b")

@@ -65,7 +65,9 @@ def test_sizes_are_whole_layers_heads_and_steps_of_units() -> None:
     assert half.units(10, width=0.5) == 8
     assert Shares().units(100, width=1) == 100, "what stays is not rounded"
     assert half.milder() == Shares(0.75, 0.75, 0.75)
+    assert Shares(macs=0.5, size=160).milder() == Shares(macs=0.75, size=160)
     assert str(Shares(0.5)) == "depth 0.5"
+    assert str(Shares(macs=0.5, size=160)) == "macs 0.5, 160 px"
     for wrong in (0.0, 1.5, float("nan")):
         with pytest.raises(ConfigError, match="is no share"):
             Shares(width=wrong)
@@ -84,10 +86,11 @@ def test_a_vit_takes_the_asked_size_and_its_own_weights(shares: Shares, changed:
     tower = smaller_tower(whole.image_tower(), shares)
     assert tower is not None
     assert tower.blueprint.arguments["args"] == {**VIT, **changed}
-    made, reports = pruning._smaller(whole, shares, ("image",), None) or (None, {})
-    assert made is not None
+    found = pruning._smaller(whole, shares, ("image",), None)
+    assert found is not None
+    made = found.model
     assert made.text is whole.text
-    assert reports["image"].initialised == ()
+    assert found.reports["image"].initialised == ()
     block = made.image_tower().trunk.blocks[0]  # type: ignore[union-attr, index]
     assert block.mlp.fc1.out_features == {"mlp_ratio": 64}.get(next(iter(changed)), 128 if shares.width == 1 else 64)
     with torch.no_grad():
@@ -103,10 +106,10 @@ def test_hidden_units_of_no_weight_cost_nothing() -> None:
             block.mlp.fc1.bias[::2] = 0
     pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for by, close in (("norm", True), ("leading", False)):
-        made, _ = pruning._smaller(whole, Shares(hidden=0.5), ("image",), by) or (None, {})  # type: ignore[arg-type]
-        assert made is not None
+        found = pruning._smaller(whole, Shares(hidden=0.5), ("image",), by)  # type: ignore[arg-type]
+        assert found is not None
         with torch.no_grad():
-            same = torch.allclose(made.encode_image(pixels), whole.encode_image(pixels), atol=1e-4)
+            same = torch.allclose(found.model.encode_image(pixels), whole.encode_image(pixels), atol=1e-4)
         assert same == close
 
 
@@ -120,11 +123,11 @@ IMAGES: dict[str, tuple[Any, Shares]] = {
 def test_convolutions(name: str) -> None:
     image, shares = IMAGES[name]
     whole = vit(**image)
-    made, reports = pruning._smaller(whole, shares, ("image",), None) or (None, {})
-    assert made is not None
-    assert reports["image"].cut
-    assert reports["image"].initialised == ()
-    arguments = made.image_tower().blueprint.arguments
+    found = pruning._smaller(whole, shares, ("image",), None)
+    assert found is not None
+    assert found.reports["image"].cut
+    assert found.reports["image"].initialised == ()
+    arguments = found.model.image_tower().blueprint.arguments
     if name == "resnet":
         assert arguments["args"] == {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
     else:

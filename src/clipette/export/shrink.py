@@ -28,29 +28,44 @@ Arguments = Mapping[str, Any]
 Assets = Mapping[str, bytes]
 # Channels and hidden units come in multiples of this: what vector units like.
 STEP = 8
+# Shares by which a sister of the family is chosen.
+SISTERS = ("depth", "width", "hidden")
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
     """What remains, from 0 (excluded) to 1. ``depth``: of the layers, at least one; ``width``: of the channels, heads
-    and hidden units, in whole heads; ``hidden``: of each transformer layer's hidden units, beyond ``width``."""
+    and hidden units, in whole heads; ``hidden``: of each transformer layer's hidden units, beyond ``width``; ``macs``:
+    of a convolutional image tower's multiply-adds, by fewer channels inside its blocks (``export/channels.py``).
+    ``size``: the side of the images, in pixels, where it becomes another; multiply-adds that it saves count."""
 
     depth: float = 1.0
     width: float = 1.0
     hidden: float = 1.0
+    macs: float = 1.0
+    size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("depth", "width", "hidden"):
+        for name in (*SISTERS, "macs"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is no share: more than 0, at most 1")
+        if self.size is not None and self.size < 1:
+            raise ConfigError(f"size: {self.size} is no number of pixels")
 
     def __str__(self) -> str:
-        named = {name: getattr(self, name) for name in ("depth", "width", "hidden")}
-        return ", ".join(f"{name} {value:.3g}" for name, value in named.items() if value < 1) or "nothing pruned"
+        named = {name: getattr(self, name) for name in (*SISTERS, "macs")}
+        said = [f"{name} {value:.3g}" for name, value in named.items() if value < 1]
+        if self.size is not None:
+            said.append(f"{self.size} px")
+        return ", ".join(said) or "nothing pruned"
 
     def milder(self) -> Shares:
-        """Half of what goes stays."""
-        return Shares((1 + self.depth) / 2, (1 + self.width) / 2, (1 + self.hidden) / 2)
+        """Half of what goes stays; the images are as large."""
+        return Shares(*((1 + getattr(self, name)) / 2 for name in (*SISTERS, "macs")), self.size)
+
+    def resizes(self, tower: ImageTower | TextTower) -> bool:
+        """Whether ``tower`` is to see images of another size."""
+        return isinstance(tower, ImageTower) and self.size is not None and tower.preprocess.size != (self.size,) * 2
 
     def layers(self, count: int) -> int:
         """How many of ``count`` layers remain."""
@@ -79,6 +94,12 @@ def smaller_tower(tower: ImageTower | TextTower, shares: Shares) -> ImageTower |
     Raises ``ConfigError`` in words for towers that cannot be pruned so.
     """
     old = tower.blueprint
+    if all(getattr(shares, name) == 1 for name in SISTERS) and not shares.resizes(tower):
+        return None
+    if shares.resizes(tower) and old.kind not in RESIZED:
+        raise ConfigError(
+            f"size: a '{old.kind}' tower cannot be built for images of another size; timm's can: leave --size out"
+        )
     if old.kind not in SHRINKERS:
         raise ConfigError(
             f"a '{old.kind}' tower cannot be pruned: prune the model that it was made of, or leave it out of --towers"
@@ -118,7 +139,7 @@ def _transformer(shares: Shares, *, layers: int, heads: int, head_width: int, hi
 
 
 def _only(shares: Shares, what: str, *allowed: str) -> None:
-    for name in ("depth", "width", "hidden"):
+    for name in SISTERS:
         if getattr(shares, name) < 1 and name not in allowed:
             raise ConfigError(f"{name}: of {what} only the {' and the '.join(allowed)} can be pruned: leave it out")
 
@@ -131,6 +152,7 @@ def _changes(sizes: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
 def _timm(arguments: Arguments, assets: Assets, tower: Any, shares: Shares) -> tuple[Arguments, Assets]:
     trunk, name = tower.trunk, arguments["name"]
     changes: dict[str, Any] = {}
+    arguments = _resized(arguments, shares)
     if isinstance(trunk, VisionTransformer):
         changes = _timm_vit(trunk, shares)
     elif isinstance(trunk, ResNet):
@@ -139,7 +161,7 @@ def _timm(arguments: Arguments, assets: Assets, tower: Any, shares: Shares) -> t
     elif isinstance(trunk, EfficientNet | MobileNetV3):
         _only(shares, f"a {type(trunk).__name__}", "width")
         name = _narrower(name, shares)
-    else:
+    elif any(getattr(shares, each) < 1 for each in SISTERS):
         raise ConfigError(
             f"a {type(trunk).__name__} has no size that we know to reduce: prune timm's VisionTransformer, ResNet, "
             "MobileNet and EfficientNet, or leave image out of --towers"
@@ -150,6 +172,26 @@ def _timm(arguments: Arguments, assets: Assets, tower: Any, shares: Shares) -> t
     width = probe_width(make_timm(name, dict(args), tuple(arguments["size"])), tower.preprocess)
     _check_end(width != arguments["width"] and arguments["head"]["kind"] == "none", "image")
     return {**arguments, "name": name, "args": args, "width": width}, assets
+
+
+def _resized(arguments: Arguments, shares: Shares) -> Arguments:
+    size, cut = shares.size, arguments["preprocess"]
+    if size is None or list(cut["size"]) == [size, size]:
+        return arguments
+    shorter = cut.get("shorter")
+    if shorter is not None:
+        shorter = max(size, round(shorter * size / max(cut["size"])))
+    return {**arguments, "size": [size, size], "preprocess": {**cut, "size": [size, size], "shorter": shorter}}
+
+
+def _slim(arguments: Arguments, assets: Assets, tower: Any, shares: Shares) -> tuple[Arguments, Assets]:
+    if any(getattr(shares, name) < 1 for name in SISTERS) or arguments["inner"]["kind"] != "timm":
+        raise ConfigError(
+            "a tower with fewer channels in its blocks has no smaller sisters: prune the model that it was made of, "
+            "or lower --macs"
+        )
+    inner = {**arguments["inner"], "arguments": _resized(arguments["inner"]["arguments"], shares)}
+    return {**arguments, "inner": inner}, assets
 
 
 def _timm_vit(trunk: Any, shares: Shares) -> dict[str, Any]:
@@ -290,10 +332,13 @@ def _headed(arguments: Arguments, assets: Assets, tower: Any, shares: Shares) ->
     return {**arguments, "inner": inner}, {**assets, **made.blueprint.assets}
 
 
+# Towers that can be built for images of another size.
+RESIZED = ("timm", "headed_image", "slim_image")
 SHRINKERS: dict[str, Callable[[Arguments, Assets, Any, Shares], tuple[Arguments, Assets]]] = {
     "timm": _timm,
     "hf_text": _hf_text,
     "small_text": _small_text,
+    "slim_image": _slim,
     "headed_image": _headed,
     "headed_text": _headed,
     "open_clip_image": _open_clip_image,

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
 
 from clipette.errors import ConfigError, ModelError
+from clipette.models import slim
 from clipette.models.core import Blueprint, ImageTower, TextTower
 
 KINDS = ("pruned_image", "pruned_text")
@@ -262,6 +263,10 @@ def shape_as(tower: ImageTower | TextTower, heads: Sequence[int], hidden: Sequen
 
 def follow(tower: ImageTower | TextTower | None, saved: ImageTower | TextTower | None) -> None:
     """Give ``tower`` the sizes of ``saved`` where that was pruned, so that it can take its weights."""
-    if tower is not None and saved is not None and saved.blueprint.kind in KINDS:
-        sizes = saved.blueprint.arguments
+    if tower is None or saved is None:
+        return
+    sizes = saved.blueprint.arguments
+    if saved.blueprint.kind in KINDS:
         shape_as(tower, sizes["heads"], sizes["hidden"])
+    elif saved.blueprint.kind == slim.KIND and isinstance(tower, ImageTower):
+        slim.shape_channels(tower, sizes["channels"])

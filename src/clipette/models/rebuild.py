@@ -18,6 +18,7 @@ from clipette.models.open_clip_models import rebuild_open_clip_image, rebuild_op
 from clipette.models.prompted import prompted_image
 from clipette.models.prompted_text import rebuilt_context, rebuilt_known
 from clipette.models.pruned import shape_as
+from clipette.models.slim import shape_channels
 from clipette.models.spec import HeadSpec, PromptSpec
 from clipette.models.students import hf_tower, make_timm, small_trunk
 from clipette.models.text import TableTextTrunk
@@ -112,6 +113,13 @@ def _pruned(arguments: Arguments, assets: Assets) -> ImageTower | TextTower:
     return inner
 
 
+def _slim(arguments: Arguments, assets: Assets) -> ImageTower:
+    inner = build_tower(Blueprint(arguments["inner"]["kind"], arguments["inner"]["arguments"], assets))
+    assert isinstance(inner, ImageTower)
+    shape_channels(inner, arguments["channels"])
+    return inner
+
+
 BUILDERS: dict[str, Callable[[Arguments, Assets], ImageTower | TextTower]] = {
     "timm": _timm,
     "hf_text": _hf_text,
@@ -124,6 +132,7 @@ BUILDERS: dict[str, Callable[[Arguments, Assets], ImageTower | TextTower]] = {
     "headed_text": _headed("text"),
     "pruned_image": _pruned,
     "pruned_text": _pruned,
+    "slim_image": _slim,
     "open_clip_image": rebuild_open_clip_image,
     "open_clip_text": rebuild_open_clip_text,
     "transformers_image": rebuild_transformers_image,
