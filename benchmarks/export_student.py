@@ -137,7 +137,7 @@ def main() -> None:
     shared = shared_folder()
     if shared is None:
         raise SystemExit("real data absent: set CLIPETTE_SHARED to the folder that holds data/ and weights/")
-    bench = Bench(shared, bench_cache("flickr8k"), *((0.2, 200) if options.smoke else (None, None)))
+    bench = Bench(shared, bench_cache("flickr8k"), *((0.2, 300) if options.smoke else (None, None)))
     student, teacher = train(bench, "A", 0), train(bench, "T1", 0)
     dev = load_data(bench.data("flickr8k-dev-000.tar"))
     images: list[Any] = [each for _, each in iter_images(dev.limit(PARITY_IMAGES).samples)]

@@ -216,6 +216,12 @@ def prepared(options: argparse.Namespace, folder: Path) -> tuple[Path, Dataset]:
     return export_bundle(encoder, folder / "student.bundle").path, data
 
 
+async def exactness_of(index: Path, model: Path, data: Dataset) -> dict[str, Any]:
+    """``exactness`` of another index of the same data."""
+    with served(index, model) as server:
+        return await exactness(server, data, resolve(str(model)))
+
+
 async def measured(index: Path, model: Path, data: Dataset, options: argparse.Namespace) -> dict[str, Any]:
     """Every arm."""
     with served(index, model, "batch_size=1", "batch_wait=0") as server:
@@ -246,8 +252,13 @@ def main() -> None:
         folder = Path(name)
         model, data = prepared(options, folder)
         say(f"indexing {len(data)} images")
-        build_index(data, resolve(str(model)), folder / "my.index").close()
+        encoder = resolve(str(model))
+        build_index(data, encoder, folder / "my.index").close()
         found = asyncio.run(measured(folder / "my.index", model, data, options))
+        say("approximate search: a vector store of the same rows")
+        with build_index(data, encoder, folder / "approximate.index", exact_rows=0) as collection:
+            effort = collection.facts["recall"]
+        found["approximate"] = asyncio.run(exactness_of(folder / "approximate.index", model, data)) | {"recall": effort}
     installed = importlib.util.find_spec("infinity_emb") is not None
     # It serves models of a hub, not bundles: beside it belongs the same architecture from there, by hand.
     found["infinity"] = "installed: not measured, it reads no bundles" if installed else "not installed"

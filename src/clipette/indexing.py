@@ -15,6 +15,7 @@ from clipette.index.clicked import evaluate_clicks
 from clipette.index.clicks import read_clicks
 from clipette.index.collection import Collection, open_index
 from clipette.index.drafting import Texts
+from clipette.index.layout import EXACT_ROWS
 from clipette.index.mixed import measure_mixed
 from clipette.index.query import Query
 from clipette.index.search import Searcher, Threshold
@@ -32,6 +33,7 @@ def build(
     texts: Texts = "none",
     store: str = "lance",
     recall: float = 0.98,
+    exact_rows: int = EXACT_ROWS,
     max_failures: float = 0.1,
     batch_size: int = 64,
     device: str | None = None,
@@ -39,8 +41,8 @@ def build(
     """Build an index of ``data`` (references) by ``model`` at ``out``; what it holds then.
 
     ``texts``: "captions" makes captions searchable too; ``store``: "lance" or ``milvus://HOST:PORT``; ``recall``:
-    recall@10 asked of approximate search; ``max_failures``: share of samples that may be unreadable. Raises as
-    ``index.build_index``.
+    recall@10 asked of approximate search, which begins beyond ``exact_rows`` rows; ``max_failures``: share of samples
+    that may be unreadable. Raises as ``index.build_index``.
     """
     found = load_data(" + ".join(data))
     encoder = resolve(model, device=device)
@@ -51,6 +53,7 @@ def build(
         texts=texts,
         store=store,
         recall=recall,
+        exact_rows=exact_rows,
         max_failures=max_failures,
         batch_size=batch_size,
         progress=True,

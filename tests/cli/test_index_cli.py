@@ -45,12 +45,13 @@ def indexing(monkeypatch: pytest.MonkeyPatch) -> FakeIndexing:
 LINES = [
     (
         "build a/ wds:b.tar --model m -o my.index --texts captions --store milvus://h:1 --recall 0.9 "
-        "--max-failures 0.3 --batch-size 8 --device cpu",
+        "--exact-rows 7 --max-failures 0.3 --batch-size 8 --device cpu",
         ("build", (["a/", "wds:b.tar"], "m", Path("my.index"))),
         {
             "texts": "captions",
             "store": "milvus://h:1",
             "recall": 0.9,
+            "exact_rows": 7,
             "max_failures": 0.3,
             "batch_size": 8,
             "device": "cpu",

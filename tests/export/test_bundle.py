@@ -39,7 +39,7 @@ def encoder_of(model: DualEncoder) -> TorchEncoder:
     return TorchEncoder(model, name="tried", device="cpu")
 
 
-# One of each way into a graph; an export takes ten seconds, and `make test-bench` and `make bench-export` have them all.
+# One of each way into a graph: an export takes ten seconds, and `make test-bench` and `make bench-export` have all.
 EVERY_TIME = {
     "open_clip, vit",
     "open_clip, resnet",

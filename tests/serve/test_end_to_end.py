@@ -72,6 +72,22 @@ def test_hits_through_the_api_equal_the_offline_evaluation(served: Served) -> No
         assert count / len(pairs) == pytest.approx(offline[f"hit@{k}"].value, abs=1e-9)
 
 
+def test_approximate_search_is_within_half_a_point(served: Served, tmp_path: Path) -> None:
+    with build_index(served.data, served.encoder, tmp_path / "a.index", exact_rows=0, calibrated=False) as built:
+        assert built.facts["recall"]["met"]
+        assert built.facts["recall"]["search"]["all"] != "exact"
+    pairs = [(caption, sample.key) for sample in served.data.samples for caption in sample.captions]
+    with serving.open_index(tmp_path / "a.index") as collection:
+        app = serving.application(collection, tmp_path / "a.index", served.encoder, ServeSettings())
+        with TestClient(app, base_url="http://localhost") as client:
+            asked = ({"text": caption, "k": 10} for caption, _ in pairs)
+            answers = [client.post("/v1/search", json=each).json()["hits"] for each in asked]
+    offline = retrieval(served.encoder, served.data).t2i
+    for k in (1, 5, 10):
+        hits = [key in [hit["key"] for hit in some[:k]] for some, (_, key) in zip(answers, pairs, strict=True)]
+        assert np.mean(hits) == pytest.approx(offline[f"hit@{k}"].value, abs=0.005)
+
+
 def test_a_picture_that_is_indexed_finds_itself(served: Served) -> None:
     for sample in served.data.samples[:10]:
         assert sample.image is not None

@@ -17,7 +17,7 @@ from clipette.index.calibrate import calibrate, keep_calibration
 from clipette.index.collection import Collection, create, open_index
 from clipette.index.derived import check_store
 from clipette.index.drafting import Texts
-from clipette.index.layout import MANIFEST
+from clipette.index.layout import EXACT_ROWS, MANIFEST
 from clipette.index.recall import QUERIES, keep_queries, raise_until
 from clipette.index.writing import AddReport
 from clipette.progress import track
@@ -36,6 +36,7 @@ def build_index(
     texts: Texts = "none",
     store: str = "lance",
     recall: float = 0.98,
+    exact_rows: int = EXACT_ROWS,
     calibrated: bool = True,
     model: Mapping[str, Any] | None = None,
     batch_size: int = 64,
@@ -51,6 +52,7 @@ def build_index(
         texts: ``captions``: an image's captions become rows of their own.
         store: ``lance``, or ``milvus://HOST:PORT``.
         recall: recall@10 asked of approximate search, filters included; ``facts["recall"]`` says whether it is met.
+        exact_rows: up to so many rows every search compares with all of them.
         calibrated: measure what scores mean, for confidences and the "no result" threshold.
         model: further facts about the model, kept in the index (its digest, its licence).
         batch_size: of the encoder.
@@ -69,7 +71,7 @@ def build_index(
     if not encoder.can_encode_images and any(sample.image is not None for sample in data.samples):
         raise UnsupportedError(f"{encoder.name} encodes no images; build the index with a model that does")
     known = {"name": encoder.name, "logit_scale": encoder.logit_scale, "logit_bias": encoder.logit_bias}
-    collection = _opened(Path(out), encoder, {**known, **(model or {})}, texts, store)
+    collection = _opened(Path(out), encoder, {**known, **(model or {})}, texts, store, exact_rows)
     try:
         report = add_all(collection, data.samples, encoder, texts=texts, batch_size=batch_size, progress=progress)
         lost = [*data.failures, *report.failures]
@@ -92,17 +94,30 @@ def build_index(
         raise
 
 
-def _opened(out: Path, encoder: Encoder, model: Mapping[str, Any], texts: Texts, store: str) -> Collection:
+def _opened(
+    out: Path, encoder: Encoder, model: Mapping[str, Any], texts: Texts, store: str, exact_rows: int
+) -> Collection:
     if not (out / MANIFEST).exists():
         return create(
-            out, space=encoder.space, dim=encoder.dim, model=model, store=store, ready=False, facts={"texts": texts}
+            out,
+            space=encoder.space,
+            dim=encoder.dim,
+            model=model,
+            store=store,
+            exact_rows=exact_rows,
+            ready=False,
+            facts={"texts": texts},
         )
     collection = open_index(out, write=True, unfinished=True)
     try:
         if collection.manifest.ready:
             raise StoreError(f"{out}: an index is there already; add to it with `clipette index add`, or name another")
         collection.check_space(encoder)
-        if (collection.manifest.store, collection.facts.get("texts")) != (store, texts):
+        if (collection.manifest.store, collection.facts.get("texts"), collection.manifest.exact_rows) != (
+            store,
+            texts,
+            exact_rows,
+        ):
             raise StoreError(
                 f"{out}: an unfinished build with other options is there; delete the folder, or name another"
             )

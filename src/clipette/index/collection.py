@@ -20,7 +20,7 @@ from clipette.index.derived import open_derived
 from clipette.index.drafting import Texts
 from clipette.index.exact import exact_search
 from clipette.index.filters import BUCKET, BUILT_IN, Filter, parse_filter
-from clipette.index.layout import Manifest, read_manifest, write_manifest
+from clipette.index.layout import EXACT_ROWS, Manifest, read_manifest, write_manifest
 from clipette.index.lock import LOCK, drop_lock, take_lock
 from clipette.index.places import NOWHERE, read_place
 from clipette.index.recall import measure_recall, raise_until
@@ -378,7 +378,7 @@ def create(
     dim: int,
     model: Mapping[str, Any] | None = None,
     store: str = "lance",
-    exact_rows: int = 50_000,
+    exact_rows: int = EXACT_ROWS,
     ready: bool = True,
     facts: Mapping[str, Any] | None = None,
 ) -> Collection:

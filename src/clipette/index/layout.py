@@ -28,6 +28,8 @@ from clipette.store.layout import FileRecord, read_json, shard_name, storage_err
 
 FORMAT, VERSION = "clipette-index", 1
 MANIFEST = "index.json"
+# Up to so many rows comparing with all of them is as fast as a graph, and exact.
+EXACT_ROWS = 50_000
 SUFFIXES = {"vectors": ".npy", "rows": ".parquet", "gone": ".gone.parquet"}
 
 
@@ -95,7 +97,7 @@ class Manifest:
     dim: int
     model: Mapping[str, Any]
     store: str = "lance"
-    exact_rows: int = 50_000
+    exact_rows: int = EXACT_ROWS
     ready: bool = False
     generation: int = 0
     next: int = 0
