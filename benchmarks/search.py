@@ -3,7 +3,9 @@
 Rows are clustered synthetic vectors with real CLIP image vectors mixed in (where the shared data are); queries are half
 synthetic, half real CLIP text vectors. Each arm is a process of its own, so that its peak memory is its own. Of bare
 LanceDB and FAISS HNSW a sweep of settings is timed; compared is the fastest that finds as much as Clipette does.
-``python benchmarks/search.py --rows 100000 1000000 --out DIR`` prints one JSON object as its last line.
+A size that is finished is kept (``CLIPETTE_CACHE``) and read again, so that the whole may run in pieces; its arms are
+always of one run. ``python benchmarks/search.py --rows 100000 1000000 --out DIR`` prints one JSON object as its last
+line; ``--again`` measures anew.
 """
 
 from __future__ import annotations
@@ -339,7 +341,8 @@ def main(given: Sequence[str] | None = None) -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({**found, "peak_bytes": peak}))
         return 0
-    from common import arguments, finish, machine
+    from clipette.io import digest_json, write_json
+    from common import arguments, bench_cache, finish, machine
 
     parser = arguments(__doc__, "bench-search")
     parser.add_argument("--rows", type=int, nargs="+", default=[EXACT_ROWS, 100_000, 1_000_000])
@@ -348,15 +351,24 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--recall", type=float, default=0.98, help="recall@10 that Clipette's index is asked for")
     parser.add_argument("--work", type=Path, default=None, help="where the vectors and indexes are kept meanwhile")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="measure also what is kept")
     options = parser.parse_args(words)
     sizes, dim, queries = options.rows, options.dim, options.queries
     if options.smoke:
         sizes, dim, queries = [1500], 64, 20
         _set_exact_rows(1000)
-    with tempfile.TemporaryDirectory(prefix="clipette-bench-search-", dir=options.work) as root:
-        told = {
-            str(rows): one_size(rows, dim, queries, options.recall, options.seed, Path(root)) for rows in sorted(sizes)
-        }
+    where = {"cpu": machine()["cpu"], "cores": machine()["cores"], **_versions()}
+    told = {}
+    for rows in sorted(sizes):
+        what = [rows, dim, queries, options.recall, options.seed, EXACT_ROWS, real_vectors(dim) is not None, where]
+        kept = bench_cache("search") / f"rows{rows}-{digest_json(what)[:8]}.json"
+        if kept.is_file() and not options.again:
+            told[str(rows)] = json.loads(kept.read_text())
+            continue
+        with tempfile.TemporaryDirectory(prefix="clipette-bench-search-", dir=options.work) as root:
+            measured_ = one_size(rows, dim, queries, options.recall, options.seed, Path(root))
+        told[str(rows)] = {**measured_, "machine": machine()}
+        write_json(kept, told[str(rows)])
     summary = {"rows": told, "dim": dim, "queries": queries, "asked_recall": options.recall, "seed": options.seed}
     finish({**summary, "libraries": _versions(), "machine": machine()}, options.out)
     return 0

@@ -60,3 +60,27 @@ def test_distil_killed_three_times_and_resumed_equals_never_killed(project: Path
     assert summary["equal"]
     # Weights, optimiser, averages and the best of dev; the model, its words, the recipe and the curve.
     assert summary["files"] >= 8
+
+
+@pytest.mark.bench
+def test_search_beside_lancedb_and_faiss(project: Path, tmp_path: Path) -> None:
+    summary = smoke(project, tmp_path, "benchmarks/search.py")
+    arms = ("clipette", "lancedb", "faiss_hnsw", "faiss_flat")
+    (found,) = summary["rows"].values()
+    for arm in arms:
+        assert found[arm]["peak_bytes"] > 0
+        assert {"recall@10", "p50_ms", "p99_ms"} <= set(found[arm]["all"])
+    assert found["faiss_flat"]["all"]["recall@10"] == 1.0
+    assert found["clipette"]["all"]["recall@10"] >= 0.95
+    for arm in arms[1:]:
+        ratio = found["clipette"]["all"]["p50_ms"] / found[arm]["all"]["p50_ms"]
+        assert found["ratios"][f"p50 clipette/{arm}"] == pytest.approx(ratio, abs=1e-3)
+    # A finished size is read back.
+    assert smoke(project, tmp_path, "benchmarks/search.py")["rows"] == summary["rows"]
+
+
+@pytest.mark.bench
+def test_an_index_killed_three_times_loses_nothing(project: Path, tmp_path: Path) -> None:
+    summary = smoke(project, tmp_path, "benchmarks/crash_index.py")
+    assert (summary["sound"], summary["kills"], summary["second_writers_refused"]) == (True, 3, 1)
+    assert summary["reader_looks"] > 0
