@@ -80,6 +80,42 @@ def test_each_domain_is_left_out_once() -> None:
         domain_generalisation(data(), [])
 
 
+def test_domains_without_splits_are_tested_whole() -> None:
+    found = domain_generalisation(data(splits=("",), domains=("photo", "sketch")), [])
+    for part in found:
+        (test,) = part.tests.values()
+        assert {sample.domain for sample in test.samples} == {part.name}
+        assert len(test) + len(part.train) == 20
+
+
+def test_images_of_no_stated_split_are_for_training_and_test_images_never_are() -> None:
+    """A table may name its test images alone."""
+    mixed = data(splits=("", "test", "val"))
+    (part,) = few_shot(mixed, [])
+    assert {sample.split for sample in part.train.samples} == {None}
+    assert not keys(part.train) & keys(part.tests["test"])
+    with pytest.raises(DataError, match="no image is of split 'train'"):
+        few_shot(data(splits=("test",)), [])
+
+
+def test_another_test_set_is_halved_by_the_training_classes() -> None:
+    """It may lack a class, or number its own otherwise: its first half would then hold classes that are novel."""
+    other = data("other", splits=("test",))
+    names = ("emu", "dog", "bee", "ant")
+    samples = tuple(
+        replace(sample, label=names.index(sample.class_name))
+        for sample in other.samples
+        if sample.class_name is not None and sample.class_name in names
+    )
+    (part,) = base_to_novel(data(), [replace(other, samples=samples, class_names=names)])
+    assert part.tests["base"].class_names == NAMES[:3]
+    assert part.tests["novel"].class_names == NAMES[3:]
+    for test in part.tests.values():
+        assert all(test.class_names[sample.label or 0] == sample.class_name for sample in test.samples)
+    with pytest.raises(DataError, match="no image is of the classes dog, emu"):
+        base_to_novel(data(), [replace(other, samples=tuple(s for s in other.samples if s.class_name == "ant"))])
+
+
 def test_other_data_sets_are_tested_whole() -> None:
     (part,) = cross_dataset(data(), [data("x", splits=("",)), data("y", splits=("",))])
     assert list(part.tests) == ["folder:x", "folder:y"]

@@ -37,7 +37,8 @@ def base_to_novel(data: Dataset, tests: Sequence[Dataset]) -> list[Round]:
     if len(own) != 1:
         raise ConfigError(f"base-to-novel tests on one data set, got {len(own)}: name one --test, or none")
     (test,) = own.values()
-    halves = {"base": test.filter(classes="base"), "novel": test.filter(classes="novel")}
+    halves = {"base": _of(test, train.filter(classes="base").class_names)}
+    halves["novel"] = _of(test, train.class_names[len(halves["base"].class_names) :])
     return [Round("base", train.filter(classes="base"), halves, None if dev is None else dev.filter(classes="base"))]
 
 
@@ -52,7 +53,8 @@ def cross_dataset(data: Dataset, tests: Sequence[Dataset]) -> list[Round]:
 def domain_generalisation(data: Dataset, tests: Sequence[Dataset]) -> list[Round]:
     """Train on all domains but one, test on that one, for each; with ``tests``, train on the data and test on these.
 
-    The second is CoOp's: one source, and other data sets of the same classes (section 4.3 of CoCoOp).
+    The domain left out is tested on its test split, or whole where no split is stated. The second is CoOp's: one
+    source, and other data sets of the same classes (section 4.3 of CoCoOp).
     """
     if tests:
         train, dev, own = _splits(data, tests)
@@ -63,9 +65,11 @@ def domain_generalisation(data: Dataset, tests: Sequence[Dataset]) -> list[Round
     out = []
     for domain in domains:
         others = data.filter(domain=",".join(each for each in domains if each != domain))
-        train, dev, _ = _splits(others, [])
-        _, _, own = _splits(data.filter(domain=domain), [])
-        out.append(Round(domain, train, {domain: next(iter(own.values()))}, dev))
+        own = data.filter(domain=domain)
+        if any(sample.split for sample in own.samples):
+            own = _splits(own, [])[2]["test"]
+        train, dev, _ = _splits(others, [own])
+        out.append(Round(domain, train, {domain: own}, dev))
     return out
 
 
@@ -93,13 +97,13 @@ def drawn(part: Round, shots: int | None, seed: int) -> Round:
 
 
 def _splits(data: Dataset, tests: Sequence[Dataset]) -> tuple[Dataset, Dataset | None, dict[str, Dataset]]:
-    """(training split, dev split if stated, tests by name). Without stated splits all is for training."""
+    """(training split, dev split if stated, tests by name). An image without a stated split is for training."""
     stated = {split_name(sample.split) for sample in data.samples if sample.split}
-    train = data.filter(split="train") if "train" in stated else data
-    if not stated:
-        dev = None
-    else:
-        dev = data.filter(split="dev") if "dev" in stated else None
+    own = tuple(sample for sample in data.samples if not sample.split or split_name(sample.split) == "train")
+    if not own:
+        raise DataError(f"{data.reference}: no image is of split 'train': the splits here are {', '.join(stated)}")
+    train = replace(data, samples=own)
+    dev = data.filter(split="dev") if "dev" in stated else None
     named = {each.name: each for each in tests}
     if len(named) < len(tests):
         raise ConfigError(f"two test sets are called alike: {[each.name for each in tests]}")
@@ -108,3 +112,16 @@ def _splits(data: Dataset, tests: Sequence[Dataset]) -> tuple[Dataset, Dataset |
             raise DataError(f"{data.reference}: no test split is stated: name test data with --test")
         named = {"test": data.filter(split="test")}
     return train, dev, named
+
+
+def _of(data: Dataset, names: tuple[str, ...]) -> Dataset:
+    """The images of the classes that are called so, numbered as they are here: another data set may number its own."""
+    places = {name: place for place, name in enumerate(names)}
+    samples = tuple(
+        replace(sample, label=places[sample.class_name]) for sample in data.samples if sample.class_name in places
+    )
+    if not samples:
+        raise DataError(
+            f"{data.reference}: no image is of the classes {', '.join(names[:3])}, ... of the training data"
+        )
+    return replace(data, samples=samples, class_names=names)
