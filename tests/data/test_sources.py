@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +207,19 @@ def test_every_kind_is_listed_by_the_message() -> None:
     with pytest.raises(ConfigError) as caught:
         load_data("nonsense:x")
     assert all(kind in str(caught.value) for kind in SOURCES)
+
+
+def test_what_is_not_unicode_is_left_out_and_said(tmp_path: Path) -> None:
+    write_image(tmp_path / "good.png")
+    good = (tmp_path / "good.png").read_bytes()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/latin\xff.png")).write_bytes(good)
+    (tmp_path / "words.png").write_bytes(good)
+    (tmp_path / "words.json").write_text('{"captions": ["a \\ud800 dog"]}')
+    data = load_data(str(tmp_path))
+    assert [sample.key for sample in data.samples] == ["good"]
+    told = {failure.key: failure for failure in data.failures}
+    assert set(told) == {"latin\\udcff", "words"}
+    assert "its key is not valid Unicode" in told["latin\\udcff"].reason
+    assert "its captions is" in told["words"].reason
+    for failure in data.failures:
+        f"{failure.key}{failure.location}{failure.reason}".encode()

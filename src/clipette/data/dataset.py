@@ -177,11 +177,29 @@ def where(sample: Sample) -> str:
 def _unique(samples: Iterable[Sample], failures: list[Failure]) -> list[Sample]:
     seen: dict[str, Sample] = {}
     for sample in samples:
+        if bad := _unwritable(sample):
+            reason = f"its {bad} is not valid Unicode (a file name that is not UTF-8?); rename it"
+            failures.append(Failure(_shown(sample.key), _shown(where(sample)), reason))
+            continue
         first = seen.setdefault(sample.key, sample)
         if first is not sample:
             reason = f"the key '{sample.key}' is already used by {where(first)}; rename one of them (tars: ?prefix=1)"
             failures.append(Failure(sample.key, where(sample), reason))
     return list(seen.values())
+
+
+def _unwritable(sample: Sample) -> str:
+    """What of a sample no file of ours can hold: Python reads bytes that are not UTF-8 as lone surrogates."""
+    texts = {"key": [sample.key], "class": [sample.class_name], "domain": [sample.domain], "split": [sample.split],
+             "captions": sample.captions, "metadata": sample.meta.values()}  # fmt: skip
+    for name, values in texts.items():
+        if any(isinstance(value, str) and _shown(value) != value for value in values):
+            return name
+    return ""
+
+
+def _shown(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _labelled(reference: str, samples: list[Sample], stated: tuple[str, ...]) -> tuple[list[Sample], tuple[str, ...]]:
