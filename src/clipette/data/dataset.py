@@ -190,8 +190,14 @@ def _unique(samples: Iterable[Sample], failures: list[Failure]) -> list[Sample]:
 
 def _unwritable(sample: Sample) -> str:
     """What of a sample no file of ours can hold: Python reads bytes that are not UTF-8 as lone surrogates."""
-    texts: dict[str, Iterable[object]] = {"key": [sample.key], "class": [sample.class_name], "domain": [sample.domain], "split": [sample.split],
-             "captions": sample.captions, "metadata": sample.meta.values()}  # fmt: skip
+    texts: dict[str, Iterable[object]] = {
+        "key": [sample.key],
+        "class": [sample.class_name],
+        "domain": [sample.domain],
+        "split": [sample.split],
+        "captions": sample.captions,
+        "metadata": sample.meta.values(),
+    }
     for name, values in texts.items():
         if any(isinstance(value, str) and _shown(value) != value for value in values):
             return name
