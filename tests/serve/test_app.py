@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,33 @@ def test_a_write_of_another_process_is_seen(tmp_path: Path) -> None:
                 break
         assert now["items"] == before["items"] + 1
         assert served.client.get("/v1/items/theirs").json()["text"] == "a blue word"
+
+
+def test_the_memory_of_answers_is_bounded_whatever_was_asked_and_found(own: World) -> None:
+    results = own.app.state.service.results
+    body = {"text": "red", "where": "year > 5000", "negatives": ["x" * 10_000] * 16}
+    assert keys(own.client.post("/v1/search", json=body)) == []
+    assert max(map(len, results._held)) < 200
+    item = {"key": "long", "text": "a red word", "meta": {"about": "x" * 8_000}}
+    own.client.post("/v1/items", json={"items": [item]}, headers=WRITE)
+    before = results.weight
+    assert "long" in keys(own.client.post("/v1/search", json={"text": "red", "kind": "text"}))
+    assert results.weight - before > 16_000
+
+
+def test_what_another_process_finds_out_about_the_collection_is_seen(tmp_path: Path) -> None:
+    """A calibration leaves the rows, and so the generation, as they are."""
+    with world(tmp_path, refresh_seconds=0.05) as served:
+        body = {"text": "red"}
+        served.client.post("/v1/search", json=body)
+        assert served.client.post("/v1/search", json=body).json()["cached"]
+        refresh, told = served.collection.refresh, [True]
+        served.collection.refresh = lambda: bool(told and told.pop()) or refresh()
+        until = time.monotonic() + 20
+        while told or len(served.app.state.service.results):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        assert not served.client.post("/v1/search", json=body).json()["cached"]
 
 
 def test_first_hits_come_at_once_and_refined_ones_after(own: World) -> None:

@@ -81,8 +81,8 @@ class IndexPort:
             },
         }
 
-    def refresh(self) -> None:
-        self._collection.refresh()
+    def refresh(self) -> bool:
+        return self._collection.refresh()
 
     def close(self) -> None:
         self._collection.close()

@@ -11,18 +11,20 @@ import numpy as np
 from PIL.Image import Image
 
 from clipette.errors import UnsupportedError
+from clipette.io import digest
 from clipette.runtime.encoder import BundleEncoder
 from clipette.serve.batching import Batcher
 from clipette.serve.cache import LruCache
 from clipette.serve.metrics import Metrics
-from clipette.serve.pictures import PictureLimits, open_picture, picture_id
+from clipette.serve.pictures import PictureLimits, open_picture
 from clipette.serve.settings import ServeSettings
-from clipette.serve.threads import run_errand, wait
+from clipette.serve.threads import all_or_none, run_errand, wait
 from clipette.types import Encoded, Encoder, Floats, ImageInput, Sample
 
 T = TypeVar("T")
 # A picture ready for the model: its pixels, or the picture itself for an encoder that takes nothing else.
 Prepared: TypeAlias = Any
+# (text or image, digest): as long for a page of text as for a word, so that a number of entries bounds the memory.
 VectorKey: TypeAlias = "tuple[str, str]"
 # What is done to each picture in its request's own thread, and to a batch of them by the model.
 Stages: TypeAlias = "tuple[Callable[[Image], Prepared], Callable[[Sequence[Prepared]], Floats]]"
@@ -68,11 +70,12 @@ class QueuedEncoder:
 
     async def texts(self, texts: Sequence[str]) -> Floats:
         """[N, D] unit vectors. Raises ``Overloaded``, ``UnsupportedError``."""
-        keys = [("text", text) for text in texts]
+        keys = [_text_key(text) for text in texts]
+        by_key = dict(zip(keys, texts, strict=True))
         found, missing = self._recall(keys)
         for start in range(0, len(missing), self._most):
             part = missing[start : start + self._most]
-            rows = await asyncio.wrap_future(self._submit_texts([text for _, text in part]))
+            rows = await asyncio.wrap_future(self._submit_texts([by_key[key] for key in part]))
             self._remember(part, rows, found)
         return self._stacked(keys, found)
 
@@ -80,12 +83,12 @@ class QueuedEncoder:
         """[N, D] unit vectors of encoded pictures. Raises ``HttpFault``, ``BadImageError``, ``Overloaded``."""
         if not self.can_encode_images:
             raise UnsupportedError(f"{self.name} has no image tower: it cannot encode images")
-        by_key = {("image", picture_id(data)): data for data in pictures}
-        keys = [("image", picture_id(data)) for data in pictures]
+        keys = [("image", digest(data)) for data in pictures]
+        by_key = dict(zip(keys, pictures, strict=True))
         found, missing = self._recall(keys)
         for start in range(0, len(missing), self._most):
             part = missing[start : start + self._most]
-            prepared = await asyncio.gather(*(self._decode(by_key[key], param) for key in part))
+            prepared = await all_or_none(self._decode(by_key[key], param) for key in part)
             self._remember(part, await asyncio.wrap_future(self._images.submit(prepared)), found)
         return self._stacked(keys, found)
 
@@ -123,19 +126,20 @@ class QueuedEncoder:
         return self.inner.can_encode_images
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> Floats:
-        keys = [("text", text) for text in texts]
+        keys = [_text_key(text) for text in texts]
+        by_key = dict(zip(keys, texts, strict=True))
         found, missing = self._recall(keys)
         for start in range(0, len(missing), self._most):
             part = missing[start : start + self._most]
-            self._remember(part, wait(self._submit_texts([text for _, text in part])), found)
+            self._remember(part, wait(self._submit_texts([by_key[key] for key in part])), found)
         return self._stacked(keys, found)
 
     def encode_images(self, images: Sequence[ImageInput], *, batch_size: int = 64) -> Floats:
         if not all(isinstance(image, bytes) for image in images):
             # Paths and open pictures come from code, not from strangers: no caps, no memory, a batch of their own.
             return self.inner.encode_images(images, batch_size=batch_size)
-        pictures = {("image", picture_id(data)): data for data in images if isinstance(data, bytes)}
-        keys = [("image", picture_id(data)) for data in images if isinstance(data, bytes)]
+        pictures = {("image", digest(data)): data for data in images if isinstance(data, bytes)}
+        keys = [("image", digest(data)) for data in images if isinstance(data, bytes)]
         found, missing = self._recall(keys)
         for start in range(0, len(missing), self._most):
             part = missing[start : start + self._most]
@@ -188,6 +192,10 @@ class QueuedEncoder:
         if not keys:
             return np.zeros((0, self.dim), np.float32)
         return np.stack([found[key] for key in keys])
+
+
+def _text_key(text: str) -> VectorKey:
+    return "text", digest(text.encode("utf-8", "surrogatepass"))
 
 
 def _batcher(name: str, run: Callable[[Sequence[T]], Floats], settings: ServeSettings, metrics: Metrics) -> Batcher[T]:

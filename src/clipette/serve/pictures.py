@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import re
 from dataclasses import dataclass
 
@@ -62,11 +61,6 @@ def media_type(data: bytes) -> str | None:
         if data[place : place + len(magic)] == magic:
             return kind
     return None
-
-
-def picture_id(data: bytes) -> str:
-    """32 hex digits of the encoded bytes, by which vectors are cached."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def check_picture(data: bytes, limits: PictureLimits, param: str) -> str:

@@ -108,8 +108,8 @@ class CollectionPort(Protocol):
         """What ``schemas.IndexInfo`` holds."""
         ...
 
-    def refresh(self) -> None:
-        """See what other processes have written."""
+    def refresh(self) -> bool:
+        """See what other processes have written; whether there was anything."""
         ...
 
     def close(self) -> None: ...

@@ -103,10 +103,15 @@ async def find(service: Service, asked: SearchRequest, image: bytes | None, *, q
         generation=generation,
         took_ms=_since(begun),
     )
-    # About what the objects weigh: their texts, twice, and a little for each.
-    weight = 512 + sum(400 + 2 * len(hit.key) + 2 * len(hit.text or "") + 64 * len(hit.meta) for hit in response.hits)
-    service.results.put(key, Answered(response, weight))
+    service.results.put(key, Answered(response, 512 + sum(map(_weight, response.hits))))
     return response
+
+
+def _weight(hit: SearchHit) -> int:
+    """About the bytes that it takes in memory: its texts, twice, and a little for each object."""
+    texts = [hit.key, hit.text or "", *hit.duplicates]
+    texts += [part for name, value in hit.meta.items() for part in (name, value) if isinstance(part, str)]
+    return 400 + 64 * (len(hit.duplicates) + len(hit.meta)) + 2 * sum(map(len, texts))
 
 
 def _since(begun: float) -> float:

@@ -72,7 +72,8 @@ class Service:
         """What an answer depends on: the query and the collection's generation, so that a write invalidates it."""
         picture = digest(image) if image is not None else ""
         query = request.model_dump_json(exclude={"stream", "image"})
-        return f"{self.collection.generation}:{picture}:{query}"
+        # A digest: the longest query would take more memory than most answers.
+        return digest(f"{self.collection.generation}:{picture}:{query}".encode())
 
     def not_ready(self) -> str | None:
         """Why no requests should be sent here, or None."""
@@ -114,7 +115,9 @@ class Service:
         while True:
             await asyncio.sleep(self.settings.refresh_seconds)
             try:
-                await asyncio.to_thread(self.collection.refresh)
+                if await asyncio.to_thread(self.collection.refresh):
+                    # A calibration changes what answers say, and is no write that counts in the generation.
+                    self.results.clear()
             except Exception as error:  # a reader must outlive whatever a writer does to the files
                 log.warning("the collection could not be refreshed: %s", error)
 

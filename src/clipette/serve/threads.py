@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError, Executor, Future
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -66,3 +66,14 @@ async def run_errand(pool: Executor, function: Callable[[], T]) -> T:
     except asyncio.CancelledError:
         errand.abandon()
         raise
+
+
+async def all_or_none(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all, in order. When one fails, or the caller is cancelled, so are the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        # `gather` alone would let them go on: a request that is refused would go on costing.
+        for task in tasks:
+            task.cancel()
