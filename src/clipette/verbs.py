@@ -13,7 +13,7 @@ from clipette.adapting import adapt as adapt
 from clipette.adapting import adapt_study as adapt_study
 from clipette.adapting import class_names_of, first_stage
 from clipette.benching import bench as bench
-from clipette.config import find_recipe, load_yaml, shipped_recipes
+from clipette.config import find_recipe, load_yaml, shipped_recipes, validate
 from clipette.data.dataset import Dataset
 from clipette.data.sources import load_data
 from clipette.data.views import ViewPolicy
@@ -32,7 +32,7 @@ from clipette.prompting import prompts as prompts
 from clipette.resolve import resolve
 from clipette.showcase import showcase
 from clipette.store import Store, open_store
-from clipette.tasks.pour import PourPlan
+from clipette.tasks.pour import PourPlan, poured_by
 from clipette.tasks.pour import pour as pour_into
 from clipette.tasks.terms import needs_of, read_terms
 from clipette.train.job import Companion, Job, shares_text
@@ -72,17 +72,16 @@ def pour(
     texts = [text for reference in text_corpus for s in load_data(reference).samples for text in s.captions]
     policy = {} if view_policy is None else {"policy": dict(view_policy)}
     named = classes and any(each.class_names for each in sets)
-    plan = PourPlan.model_validate(
-        {
-            "views": views,
-            "captions": captions,
-            "templates": templates if named else None,
-            "batch_size": batch_size,
-            "precision": precision,
-            "max_failures": max_failures,
-            **policy,
-        }
-    )
+    asked = {
+        "views": views,
+        "captions": captions,
+        "templates": templates if named else None,
+        "batch_size": batch_size,
+        "precision": precision,
+        "max_failures": max_failures,
+        **policy,
+    }
+    plan = validate(PourPlan, asked, where="pour")
     report = pour_into(encoder, sets, out, plan, seed=seed, texts=texts)
     lost = len(report.failures) + sum(len(each.failures) for each in sets)
     if lost:
@@ -436,7 +435,8 @@ def _outputs(
         opened = open_store(store)
         if teacher is None:
             return opened, StoredEncoder.of_store(opened)
-        if opened.identity["encoder"]["space"] != teacher.space:
+        same = opened.identity["encoder"]["space"] == teacher.space
+        if not same or (isinstance(teacher, TorchEncoder) and not poured_by(teacher, opened.identity)):
             raise ConfigError(f"store {store} was poured by another teacher than {teacher.name}: pour again")
         return opened, teacher
     needs = needs_of(read_terms(recipe.loss))

@@ -240,6 +240,7 @@ def test_a_module_can_be_run_for_torchrun() -> None:
         (StoreError("stores/t: of another teacher"), 2, "clipette: stores/t: of another teacher"),
         (InternalError("row lost"), 1, "internal error: row lost"),
         (OSError(errno.ENOSPC, "No space left on device", "s/000.npy"), 2, "the disk is full while writing s/000.npy"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/x"), 2, "/proc/x: No such file or"),
         (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "/root/x: permission denied"),
         (ModuleNotFoundError("No module named 'torch'", name="torch.nn"), 2, "pip install 'clipette[train]'"),
         (KeyboardInterrupt(), 130, ""),

@@ -91,6 +91,16 @@ def test_folder_links_do_not_loop(tmp_path: Path) -> None:
     assert [s.key for s in load_data(tmp_path).samples] == ["a/1"]
 
 
+def test_a_quote_that_never_closes_is_named_by_its_row(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    table = put(tmp_path / "t.csv", 'image,caption\na.png,"two\nlines"\na.png,"open\na.png,three\n')
+    with pytest.raises(DataError, match=r"t\.csv row 4: a quote opens here and never closes, so that the 1 lines"):
+        load_data(table)
+    put(tmp_path / "t.csv", 'image,caption\na.png,"two\nlines"\na.png,"said ""so"""\na.png,"odd" one\n')
+    (sample,) = load_data(table).samples
+    assert sample.captions == ("two\nlines", 'said "so"', "odd one")
+
+
 def test_csv_rows_merge_captions_and_name_bad_rows(tmp_path: Path) -> None:
     for name in ("img/a.png", "img/b.png"):
         put(tmp_path / name)

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.tasks.tiny import tiny_model, tiny_teacher
 from tests.train import tiny
 
-from clipette.errors import BadImageError, UnsupportedError
+from clipette.errors import BadImageError, ConfigError, UnsupportedError
 from clipette.models.core import weights_digest
 from clipette.models.inference import TorchEncoder, default_device
 
@@ -176,3 +176,9 @@ def test_half_precision_is_close_and_comes_back_as_float32() -> None:
 def test_the_device_is_the_asked_one() -> None:
     assert default_device("cpu") == torch.device("cpu")
     assert default_device() == torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device '{name}': .*clipette doctor"):
+        default_device(name)

@@ -155,6 +155,22 @@ def test_a_replacement_brings_its_own_caption_label_and_stored_vector(tmp_path: 
     assert any(np.array_equal(batch.targets["teacher_image"][row].numpy(), vector) for vector in vectors)
 
 
+def test_an_image_that_has_changed_since_it_was_poured_is_none(tmp_path: Path) -> None:
+    whole = tiny.dataset(16)
+    pour(tiny_teacher(), whole, tmp_path / "s", PourPlan(views=2), progress=False)
+    store = open_store(tmp_path / "s")
+    other = replace(whole.samples[5], image=tiny.Memory(tiny.picture(0, 99), "s005.png"))
+    samples = [*whole.samples[:5], other, *whole.samples[6:]]
+    with feeding(samples, plan(teacher_images=True), StoredOutputs(store, samples, [], seed=4)) as feed:
+        [feed.batch(step) for step in range(2)]
+        assert [failure.key for failure in feed.failures] == ["s005"]
+        assert "changed since it was poured" in feed.failures[0].reason
+    # A teacher's word that is not read cannot be wrong.
+    with feeding(samples, plan()) as feed:
+        [feed.batch(step) for step in range(2)]
+        assert feed.failures == ()
+
+
 def test_more_bad_images_than_the_stated_share_are_an_error() -> None:
     samples = tiny.dataset(16, bad=[0, 1, 2, 3]).samples
     with (

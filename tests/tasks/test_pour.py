@@ -14,7 +14,7 @@ from clipette.data.views import ViewPolicy, draw_view
 from clipette.errors import DataError, StoreError, UnsupportedError
 from clipette.models.inference import TorchEncoder
 from clipette.store import compact, open_store, store_path
-from clipette.tasks.pour import PourPlan, identity_of, pour
+from clipette.tasks.pour import PourPlan, identity_of, pour, poured_by
 from clipette.types import Sample
 
 from .tiny import tiny_teacher, write_picture, write_pictures
@@ -245,3 +245,14 @@ def test_precision_is_part_of_the_identity_and_put_back(folder: Path, tmp_path: 
     assert teacher.precision == "fp32"
     with pytest.raises(StoreError, match=r"images\.precision: stored 'bf16', asked 'fp32'"):
         pour(teacher, data_of(folder), tmp_path / "half", PLAN)
+
+
+def test_a_store_knows_its_teacher_by_weights_not_by_space() -> None:
+    teacher, other = tiny_teacher(seed=1), tiny_teacher(seed=2)
+    student = TorchEncoder(other.model, name="student", space=teacher.space, device="cpu")
+    identity = identity_of(teacher, PLAN)
+    assert poured_by(teacher, identity)
+    assert not poured_by(other, identity)
+    assert not poured_by(student, identity)
+    # What was imported names a space alone.
+    assert poured_by(student, {"encoder": identity["encoder"]})

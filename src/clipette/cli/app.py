@@ -155,6 +155,11 @@ def _explain(error: Exception, debug: bool) -> int:
         return _say(f"the disk is full{where}; free some space and run the same command again: it resumes", 2)
     if isinstance(error, PermissionError):
         return _say(f"{error.filename}: permission denied; choose another folder or change its permissions", 2)
+    if (
+        isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError)
+        and error.filename
+    ):
+        return _say(f"{error.filename}: {error.strerror}; name another path", 2)
     if isinstance(error, BrokenPipeError):
         # The reader (head, less) has gone: nothing more to say, and Python's own flush at exit must not say it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,6 +13,7 @@ from PIL.Image import Image
 from clipette.data.images import DecodeSettings, decode_image
 from clipette.data.preprocess import Bytes, Preprocess
 from clipette.errors import BadImageError, ConfigError, DataError
+from clipette.io import digest
 from clipette.types import Failure, Sample, View
 
 In = TypeVar("In")
@@ -47,13 +48,21 @@ def map_ordered(
 
 
 def load_image(
-    sample: Sample, *, settings: DecodeSettings = DecodeSettings(), want: tuple[int, int] | None = None
+    sample: Sample,
+    *,
+    settings: DecodeSettings = DecodeSettings(),
+    want: tuple[int, int] | None = None,
+    content: str = "",
 ) -> Image | Failure:
-    """The sample's image, upright RGB; or why there is none."""
+    """The sample's image, upright RGB; or why there is none. ``content``: the digest that its bytes must have."""
     if sample.image is None:
         return Failure(sample.key, sample.key, "the sample has no image (a text-only source?)")
     try:
-        return decode_image(sample.image.read(), location=sample.image.location, settings=settings, want=want)
+        data = sample.image.read()
+        if content and digest(data) != content:
+            reason = "the image has changed since it was poured, and its stored vectors are of the old one; pour again"
+            return Failure(sample.key, sample.image.location, reason)
+        return decode_image(data, location=sample.image.location, settings=settings, want=want)
     except BadImageError as error:
         return Failure(sample.key, sample.image.location, str(error))
 

@@ -84,13 +84,16 @@ def find_column(columns: Iterable[str], known: tuple[str, ...], stated: str | No
 def _delimited(path: Path, delimiter: str, options: Mapping[str, str]) -> Iterator[Sample | Failure]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, delimiter=delimiter)
+            lines = _Lines(file)
+            reader = csv.reader(lines, delimiter=delimiter)
             header = next(reader, None)
             if not header:
                 raise DataError(f"{path}: the table is empty; its first row must name the columns")
             image_column, key_column = _columns(path, header, options)
+            lines.taken.clear()
             for cells in reader:
                 place = f"{path} row {reader.line_num}"
+                lines.check_quotes(path, reader.line_num, delimiter)
                 if not cells:
                     continue
                 if len(cells) != len(header):
@@ -104,6 +107,33 @@ def _delimited(path: Path, delimiter: str, options: Mapping[str, str]) -> Iterat
         raise DataError(f"{path} row {reader.line_num}: not a readable table ({error})") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+class _Lines:
+    """The lines of a file, those of the present row kept: a quote that never closes swallows all rows after it."""
+
+    def __init__(self, file: Iterable[str]) -> None:
+        self._file = iter(file)
+        self.taken: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._file:
+            self.taken.append(line)
+            yield line
+
+    def check_quotes(self, path: Path, last: int, delimiter: str) -> None:
+        """After a row: raises ``DataError`` where it ended with the file, inside quotes."""
+        taken, self.taken = self.taken, []
+        if len(taken) < 2:
+            return
+        try:
+            list(csv.reader(taken, delimiter=delimiter, strict=True))
+        except csv.Error as error:
+            if "end of data" in str(error):
+                raise DataError(
+                    f"{path} row {last - len(taken) + 1}: a quote opens here and never closes, so that the "
+                    f"{len(taken) - 1} lines after it would be one cell; close it"
+                ) from None
 
 
 def _json_lines(path: Path, options: Mapping[str, str]) -> Iterator[Sample | Failure]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from clipette.data.images import DecodeSettings
+from clipette.errors import ConfigError
 from clipette.memory import keep_freed_memory
 from clipette.models.core import DualEncoder, weights_digest
 from clipette.runtime import batches
@@ -16,9 +17,18 @@ from clipette.types import Encoded, Floats, ImageInput, Sample
 
 
 def default_device(name: str | None = None) -> torch.device:
-    """The asked device, or CUDA where there is one, or the CPU."""
+    """The asked device, or CUDA where there is one, or the CPU. Raises ``ConfigError`` for one that is not there."""
     keep_freed_memory()
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        # Only a first tensor tells whether it works.
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r}: {reason}; leave it out to take what is there (clipette doctor)") from None
+    return device
 
 
 class TorchEncoder:

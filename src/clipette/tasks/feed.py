@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,6 +32,8 @@ class Outputs(Protocol):
     @property
     def has_texts(self) -> bool: ...
 
+    def content(self, position: int) -> str: ...
+
     def draw(self, positions: Ints, epoch: int) -> Draw: ...
 
     def views_of(self, position: int) -> list[View]: ...
@@ -52,10 +54,20 @@ class ImageCache:
     """Decoded images by position, kept while they fit ``budget_mb``; a bad one is recorded once and replaced.
 
     The replacement is the next readable sample, so that a run with bad images is as repeatable as one without.
+    ``content``: digest of the bytes that the teacher saw, by position; other bytes are a bad image too.
     """
 
-    def __init__(self, samples: Sequence[Sample], *, settings: DecodeSettings, want: tuple[int, int], budget_mb: int):
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        *,
+        settings: DecodeSettings,
+        want: tuple[int, int],
+        budget_mb: int,
+        content: Callable[[int], str] = lambda at: "",
+    ):
         self.samples = samples
+        self.content = content
         self.settings = settings
         self.want = want
         self.failures: dict[int, Failure] = {}
@@ -74,7 +86,8 @@ class ImageCache:
         raise ConfigError(f"none of the {len(self.samples)} training images can be read")
 
     def _load(self, at: int) -> Image | None:
-        loaded = load_image(self.samples[at], settings=self.settings, want=self.want if self.settings.scaled else None)
+        want = self.want if self.settings.scaled else None
+        loaded = load_image(self.samples[at], settings=self.settings, want=want, content=self.content(at))
         if isinstance(loaded, Failure):
             self.failures[at] = loaded
             return None
@@ -173,7 +186,13 @@ class Feed:
         self._epoch = order or partial(epoch_order, len(samples), plan.seed)
         self._share = slice(rank * plan.batch_size // world, (rank + 1) * plan.batch_size // world)
         self._order: tuple[int, Ints] = (-1, np.zeros(0, np.int64))
-        self.cache = ImageCache(samples, settings=plan.settings, want=plan.preprocess.size, budget_mb=plan.cache_mb)
+        self.cache = ImageCache(
+            samples,
+            settings=plan.settings,
+            want=plan.preprocess.size,
+            budget_mb=plan.cache_mb,
+            **({"content": outputs.content} if outputs is not None and plan.teacher_images else {}),
+        )
         self._limit = FailureLimit(plan.max_failures)
         self._pool = ThreadPoolExecutor(max(1, plan.threads), thread_name_prefix="clipette-feed")
 

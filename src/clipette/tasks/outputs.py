@@ -50,6 +50,10 @@ class StoredOutputs:
         if captions and store.texts is not None:
             self._text_rows = store.texts.rows(captions)
         self._parameters = self._read_views() if self._views is not None else None
+        # An imported store knows no images, only their vectors.
+        poured = store.identity.get("images") is not None
+        table = self._views if self._views is not None else self._images
+        self._content = table.columns["content"] if images and poured and table is not None else None
 
     def _read_views(self) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]:
         assert self._views is not None
@@ -59,6 +63,10 @@ class StoredOutputs:
     def has_texts(self) -> bool:
         """Whether every caption has a stored vector."""
         return self._text_rows is not None
+
+    def content(self, position: int) -> str:
+        """The digest of the image's bytes that were poured; empty where it is not known."""
+        return "" if self._content is None else str(self._content[self._rows[position, 0]])
 
     def draw(self, positions: Ints, epoch: int) -> Draw:
         """One stored view of each sample, chosen by a hash of (seed, epoch, key)."""
@@ -117,6 +125,10 @@ class EncodedOutputs:
     @property
     def has_texts(self) -> bool:
         return self._texts is not None
+
+    def content(self, position: int) -> str:
+        """Not known: nothing is poured."""
+        return ""
 
     def draw(self, positions: Ints, epoch: int) -> Draw:
         """The whole image: stored embeddings belong to no augmented view."""

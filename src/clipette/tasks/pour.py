@@ -135,6 +135,20 @@ def identity_of(encoder: TorchEncoder, plan: PourPlan, *, seed: int = 0) -> dict
     return {"encoder": {"space": encoder.space, "dim": encoder.dim}, IMAGES: image, VIEWS: views, TEXTS: text}
 
 
+def poured_by(encoder: TorchEncoder, identity: Mapping[str, Any]) -> bool:
+    """Whether the store of this identity holds the vectors of ``encoder``'s own weights.
+
+    A student in its teacher's space answers to the same texts, and yet its vectors are not its teacher's.
+    """
+    if identity["encoder"]["space"] != encoder.space:
+        return False
+    towers = {IMAGES: encoder.model.image, TEXTS: encoder.model.text}
+    stored = {side: (identity.get(side) or {}).get("weights") for side in towers}
+    return all(
+        tower is None or stored[side] is None or stored[side] == weights_digest(tower) for side, tower in towers.items()
+    )
+
+
 def _tower(tower: ImageTower | TextTower, precision: str) -> dict[str, Any]:
     return {"weights": weights_digest(tower), "architecture": _architecture(tower.blueprint), "precision": precision}
 
