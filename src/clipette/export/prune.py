@@ -85,10 +85,10 @@ def prune(
 
     ``by``: which heads, channels and hidden units stay: the ``leading`` ones, or those of the largest ``norm``
     (default for transformers). Layers are taken at even strides. ``calibration``: images that show what the channels
-    inside convolutional blocks are worth (default: ``data``; without either, by norm). ``gate``: only if what ``data`` shows of it stays
-    within ``budget``; without it, it is a start for distillation, and ``data`` is for the figures alone. ``milder``:
-    try settings that prune half as much, until one passes. Within the default budget it stays in the model's embedding
-    space; beyond, it has a space of its own.
+    inside convolutional blocks are worth (default: ``data``; without either, by norm). ``gate``: only if what ``data``
+    shows of it stays within ``budget``; without it, it is a start for distillation, and ``data`` is for the figures
+    alone. ``milder``: try settings that prune half as much, until one passes. Within the default budget it stays in the
+    model's embedding space; beyond, it has a space of its own.
 
     Raises:
         GateError: no setting that was tried stays within the budget.

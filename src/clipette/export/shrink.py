@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -61,7 +61,7 @@ class Shares:
 
     def milder(self) -> Shares:
         """Half of what goes stays; the images are as large."""
-        return Shares(*((1 + getattr(self, name)) / 2 for name in (*SISTERS, "macs")), self.size)
+        return replace(self, **{name: (1 + getattr(self, name)) / 2 for name in (*SISTERS, "macs")})
 
     def resizes(self, tower: ImageTower | TextTower) -> bool:
         """Whether ``tower`` is to see images of another size."""

@@ -63,7 +63,7 @@ def open_inner(tower: ImageTower) -> tuple[Inner, ...]:
     paths = {id(module): path for path, module in tower.named_modules()}
     for writer, between, readers in _found(tower):
         if _fits(writer, between, readers):
-            kept = tuple(part for part in between if not isinstance(part, nn.Identity))
+            kept = tuple(part for part in between if part is not None and not isinstance(part, nn.Identity))
             found.append(Inner(paths[id(writer)], writer, kept, tuple(readers)))
     if not found:
         raise ConfigError(
