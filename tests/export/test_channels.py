@@ -149,6 +149,7 @@ def test_what_others_can_tell_is_not_missed(head: str, batches: list[Tensor]) ->
                 elif isinstance(module, nn.Conv2d):
                     # Squeeze-and-excitation must not look at what goes.
                     module.weight.data[:, 1] = 0
+    see_again(tower, batches)
     before = vectors(tower, batches)
     # As if they had been seen often: few rows are not believed that channels foretell each other.
     evidence = {name: replace(each, rows=1e12) for name, each in gather(tower, batches, probes=1).items()}
