@@ -73,3 +73,19 @@ def test_disabled_is_silent(capfd: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     assert list(track(iter("ab"), description="Off", enabled=False)) == ["a", "b"]
     assert capfd.readouterr().err == ""
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("CLIPETTE_PROGRESS", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(progress, "LINES", 0.05)
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: False, raising=False)
+    for _ in track([10, 10, 5], total=25, description="Pouring", size=lambda item: item):
+        time.sleep(0.06)
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(" images,")[0] for line in lines] == ["Pouring: 10/25", "Pouring: 20/25", "Pouring: 25/25"]
+    assert lines[1].endswith("s left")
+    monkeypatch.setenv("CLIPETTE_PROGRESS", "0")
+    for _ in track(range(2), description="Silent"):
+        time.sleep(0.06)
+    assert capfd.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""Progress bars on stderr: rate and time left, only where a person watches, only for work that takes a while."""
+"""Progress on stderr, with rate and time left: bars where a person watches, now and then a line in a log."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PATIENCE = 1.0  # seconds of work before a bar appears
+LINES = 30.0  # seconds between two lines where no terminal is
 
 
 def wanted() -> bool:
@@ -33,16 +34,21 @@ def track(
     enabled: bool = True,
     size: Callable[[T], int] | None = None,
 ) -> Iterator[T]:
-    """Yield from ``iterable`` with a bar on stderr (see ``wanted``) once a second has passed.
+    """Yield from ``iterable`` with a bar on stderr (see ``wanted``) once a second has passed; without a terminal with a
+    line every half minute. CLIPETTE_PROGRESS=0 silences both.
 
     ``total`` and the rate are in ``unit``; ``size`` says how many units one item is (a batch), 1 if not given.
     Bars of nested loops share one display.
     """
-    if not (enabled and wanted()):
-        yield from iterable
-        return
     if total is None and size is None and isinstance(iterable, Sized):
         total = len(iterable)
+    if not (enabled and wanted()):
+        silent = os.environ.get("RANK", "0") != "0" or os.environ.get("CLIPETTE_PROGRESS") == "0"
+        if enabled and not silent:
+            yield from _in_lines(iterable, total, description, unit, size)
+        else:
+            yield from iterable
+        return
     begun, done = time.monotonic(), 0
     task: TaskID | None = None
     try:
@@ -58,11 +64,31 @@ def track(
             _DISPLAY.remove(task)
 
 
+def _in_lines(
+    iterable: Iterable[T], total: int | None, description: str, unit: str, size: Callable[[T], int] | None
+) -> Iterator[T]:
+    begun = last = time.monotonic()
+    done = 0
+    for item in iterable:
+        yield item
+        done += 1 if size is None else size(item)
+        now = time.monotonic()
+        if now - last >= LINES:
+            last = now
+            left = "" if total is None else f", {(total - done) * (now - begun) / done:,.0f} s left"
+            of = "" if total is None else f"/{total:,}"
+            print(f"{description}: {done:,}{of} {unit}, {_per_second(done, now - begun, unit)}{left}", file=sys.stderr)
+
+
 def _rate(task: Task) -> str:
     if not task.elapsed or not task.completed:
         return ""
-    rate = task.completed / task.elapsed
-    return f"{rate:,.1f} {task.fields['unit']}/s" if rate < 100 else f"{rate:,.0f} {task.fields['unit']}/s"
+    return _per_second(task.completed, task.elapsed, task.fields["unit"])
+
+
+def _per_second(done: float, seconds: float, unit: str) -> str:
+    rate = done / seconds
+    return f"{rate:,.1f} {unit}/s" if rate < 100 else f"{rate:,.0f} {unit}/s"
 
 
 class _Display:

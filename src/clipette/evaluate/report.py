@@ -122,7 +122,7 @@ def tiles(comparison: Comparison, lines: Sequence[Line]) -> list[tuple[str, floa
     if cost is not None and ratio is not None and last > 0:
         for what, name, unit in (("fewer GMACs", "gmacs", "GMACs"), ("fewer parameters", "compression", "")):
             own = cost.flat()["gmacs" if name == "gmacs" else "params"] or 0.0
-            beneath = f"{own:.3g} {unit}" if unit else f"{own / 1e6:.3g} M"
+            beneath = f"{own:.3g} {unit}, image and text together" if unit else f"{own / 1e6:.3g} M"
             if ratio[name] is not None:
                 out.append((what, ratio[name] or 0.0, "times", beneath))
         if ratio["image_speedup"] is not None and cost.image is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from clipette.index.layout import MANIFEST, Manifest, files_of
 from clipette.index.snapshot import Snapshot
 from clipette.io import digest_file
 from clipette.store.layout import storage_errors
+
+# A text of a fact that is longer is packed numbers: nothing for people.
+LONGEST = 256
 
 
 def sweep(root: Path, manifest: Manifest) -> None:
@@ -93,8 +97,16 @@ def describe(root: Path, snapshot: Snapshot) -> dict[str, Any]:
         "roots": list(manifest.roots),
         "bytes": size_of(root),
         "ready": manifest.ready,
-        **{name: manifest.facts[name] for name in sorted(manifest.facts)},
+        **{name: _readable(manifest.facts[name]) for name in sorted(manifest.facts)},
     }
+
+
+def _readable(fact: Any) -> Any:
+    """A fact without what only programs read: packed arrays."""
+    if isinstance(fact, Mapping):
+        shown = {name: _readable(value) for name, value in fact.items()}
+        return {name: value for name, value in shown.items() if value is not None}
+    return None if isinstance(fact, str) and len(fact) > LONGEST else fact
 
 
 def _pending(snapshot: Snapshot, synced: int) -> int:
