@@ -12,9 +12,13 @@ from tests.train import tiny
 
 from clipette.adapting import Cell, adapt, adapt_study, lasting, read_adapt_recipe, summarize, to_markdown
 from clipette.errors import ConfigError
+from clipette.evaluate.wording import fitting_templates
+from clipette.evaluate.zero_shot import class_vectors
 from clipette.measuring import classify, evaluate
 from clipette.models.saved import load_model
 from clipette.resolve import resolve
+from clipette.store import open_store
+from clipette.tasks.adapt import freeze
 from clipette.verbs import distill
 
 FAST = ["views.count=2"]
@@ -40,13 +44,15 @@ def write_data(folder: Path, count: int = 6) -> str:
     return f"csv:{folder}/data.csv"
 
 
-def test_one_run_by_references(tmp_path: Path) -> None:
+def test_one_run_by_references(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base, data = small.write_base(tmp_path / "base"), write_data(tmp_path / "data")
     out = adapt("kgcoop", base=base, data=f"{data}?split=train&shots=2", out=tmp_path / "run", overrides=LOOP)
+    assert "test split" not in caplog.text
     assert resolve(str(out), device="cpu").dim == 12
     with pytest.raises(ConfigError, match="holds another run"):
         adapt("kgcoop", base=base, data=data, out=out, overrides=LOOP)
     adapt("kgcoop", base=base, data=data, out=out, overrides=LOOP, resume=False)
+    assert "8 of these images are of its test split: ?split=train leaves them out" in caplog.text
     summary = json.loads((out / "summary.json").read_text())
     assert summary["trained_on"]["images"] == 32
     assert summary["base"]["reference"] == lasting(base) == str(Path(base).resolve())
@@ -87,6 +93,56 @@ def test_a_study_is_a_table_over_seeds_and_is_read_back(tmp_path: Path, monkeypa
     assert len(list((tmp_path / "study" / "stores").iterdir())) == 1, "one store for all who see the same views"
     monkeypatch.setattr("clipette.adapting.run_adapt", lambda job: pytest.fail("a finished run is trained again"))
     assert adapt_study(recipes, "base-to-novel", **given)["table"] == table  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("templates", ["a drawing of a {}.", "wordings"])
+def test_classes_that_were_not_learned_are_worded_as_before(templates: str, tmp_path: Path) -> None:
+    """TaskRes moves the texts of its own classes: the others are the base's, in the templates of the whole study."""
+    base, data = small.write_base(tmp_path / "base"), write_data(tmp_path / "data")
+    frozen = freeze(resolve(base, device="cpu"))  # type: ignore[arg-type]
+    out = adapt(
+        "taskres",
+        base=base,
+        data=f"{data}?split=train&classes=base",
+        out=tmp_path / "run",
+        overrides=[*FAST, f"templates={templates}", "method.fit.epochs=2"],
+    )
+    run = resolve(str(out), device="cpu")
+    names = tiny.CLASSES
+    found, plain = class_vectors(run, names, templates), frozen.class_vectors(names, templates).numpy()
+    assert abs(found[2:] - plain[2:]).max() < 1e-6
+    assert abs(found[:2] - plain[:2]).max() > 1e-4
+    assert fitting_templates([run], names) == templates
+
+
+def test_a_study_pours_no_image_that_no_run_draws_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, data = small.write_base(tmp_path / "base"), write_data(tmp_path / "data")
+    given = {"base": base, "data": data, "shots": [1], "out": tmp_path / "s", "overrides": [*FAST, "train.steps=2"]}
+    adapt_study(["coop"], "few-shot", seeds=[1], **given)  # type: ignore[arg-type]
+    (store,) = (tmp_path / "s" / "stores").iterdir()
+    views = open_store(store).views
+    assert views is not None
+    assert len(views) == 1 * len(tiny.CLASSES) * 2, "one image a class, two views each"
+    adapt_study(["coop"], "few-shot", seeds=[1, 2], **given)  # type: ignore[arg-type]
+    assert len(list((tmp_path / "s" / "stores").iterdir())) == 1
+    # Cut off, and called with other settings: nothing of the old run is in the way.
+    kept = tmp_path / "s" / "runs" / "coop-all-1-1" / "cell.json"
+    kept.write_text(json.dumps({"mark": json.loads(kept.read_text())["mark"]}))
+    adapt_study(["coop"], "few-shot", seeds=[1], **given)  # type: ignore[arg-type]
+    assert "figures" in json.loads(kept.read_text())
+    kept.unlink()
+    other = {**given, "overrides": [*FAST, "train.steps=3"]}
+    adapt_study(["coop"], "few-shot", seeds=[1], **other)  # type: ignore[arg-type]
+    assert json.loads(kept.with_name("summary.json").read_text())["steps"] == 3
+    made: list[object] = []
+    monkeypatch.setattr("clipette.adapting.run_adapt", lambda job: made.append(job) or (_ for _ in ()).throw(Stop()))
+    with pytest.raises(Stop):
+        adapt_study(["coop"], "few-shot", seeds=[1], resume=False, **other)  # type: ignore[arg-type]
+    assert len(made) == 1
+
+
+class Stop(Exception):
+    pass
 
 
 def test_few_shots_of_images_without_labels(tmp_path: Path) -> None:

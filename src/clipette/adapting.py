@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from clipette.config import find_recipe, load_yaml, shipped_recipes
-from clipette.data.dataset import Dataset
+from clipette.data.dataset import Dataset, split_name
 from clipette.data.protocols import PROTOCOLS, Round, drawn
 from clipette.data.sources import load_data
 from clipette.errors import ConfigError, UserError
@@ -23,6 +24,8 @@ from clipette.train.adapt import AdaptJob, run_adapt
 from clipette.train.adapt_measure import measure_run
 from clipette.train.adapt_recipe import AdaptRecipe
 from clipette.train.recipe import AdaptFirst
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ("method", "round", "shots", "figure", "mean", "sd", "seeds", "protocol", "parameters", "bytes", "seconds")
 
@@ -51,11 +54,15 @@ def adapt(
         raise ConfigError(f"no {missing} to adapt: name it with --{missing}, or in the recipe")
     if not resume and Path(out).exists():
         shutil.rmtree(out)
+    listed = load_data(read.data)
+    tests = sum(split_name(sample.split or "") == "test" for sample in listed.samples)
+    if 0 < tests < len(listed):
+        log.warning("%s: %d of these images are of its test split: ?split=train leaves them out", read.data, tests)
     job = AdaptJob(
         recipe=read,
         base=_base(read.base, device),
         reference=lasting(read.base),
-        data=load_data(read.data),
+        data=listed,
         out=Path(out),
         dev=None if read.dev is None else load_data(read.dev),
         store=None if store is None else Path(store),
@@ -112,7 +119,7 @@ def class_names_of(sets: Sequence[Dataset]) -> tuple[str, ...]:
 
 
 def _base(reference: str, device: str | None) -> TorchEncoder:
-    found = resolve(reference, device=device)
+    found = resolve(reference, device=device, classifiers=False)
     if not isinstance(found, TorchEncoder):
         raise ConfigError(f"base '{reference}' is no PyTorch model: stored vectors and bundles cannot be adapted")
     return found
@@ -147,22 +154,27 @@ def adapt_study(
     seeds: Sequence[int] = (1, 2, 3),
     out: str | Path,
     overrides: Sequence[str] = (),
+    resume: bool = True,
     device: str | None = None,
 ) -> dict[str, object]:
     """Compare methods on one base by ``few-shot``, ``base-to-novel``, ``cross-dataset`` or ``domain-generalisation``.
 
-    Every method with each of ``shots`` (none: all images) and each seed; finished runs are read back. Choices are made
-    on validation images alone. Writes ``results.json``, ``results.csv`` and ``table.md`` (mean ± standard deviation
-    over seeds) into ``out``; returns the table. Base-to-novel has its harmonic mean, several tests their mean.
+    Every method with each of ``shots`` (none: all images) and each seed; finished runs are read back, or (``resume``
+    false) made anew. Choices are made on validation images alone. Writes ``results.json``, ``results.csv`` and
+    ``table.md`` (mean ± standard deviation over seeds) into ``out``; returns the table. Base-to-novel has its harmonic
+    mean, several tests their mean.
     """
     if protocol not in PROTOCOLS:
         raise ConfigError(f"protocol '{protocol}' is none of {', '.join(PROTOCOLS)}")
     read = [read_adapt_recipe(recipe, overrides) for recipe in recipes]
     if not read or len({each.name for each in read}) < len(read):
         raise ConfigError(f"recipes {list(recipes)}: name one or more, each once")
+    if not resume and Path(out).exists():
+        shutil.rmtree(out)
     encoder, reference = _base(base, device), lasting(base)
-    rounds = PROTOCOLS[protocol](load_data(data), [load_data(test) for test in tests])
-    study = _Study(encoder, reference, Path(out))
+    listed = load_data(data)
+    rounds = PROTOCOLS[protocol](listed, [load_data(test) for test in tests])
+    study = _Study(encoder, reference, Path(out), listed.fingerprint())
     cells = [
         study.cell(recipe, part, count, seed)
         for recipe in read
@@ -182,6 +194,7 @@ class _Study:
     base: TorchEncoder
     reference: str
     out: Path
+    data: str
 
     def cell(self, recipe: AdaptRecipe, part: Round, shots: int | None, seed: int) -> Cell:
         """One run of one round, trained and tested, or read back."""
@@ -196,30 +209,26 @@ class _Study:
         told = [own.model_dump(mode="json"), chosen.train.fingerprint(), self.base.space]
         told.append({name: test.fingerprint() for name, test in chosen.tests.items()})
         mark, kept = digest_json(told), folder / "cell.json"
-        if kept.is_file():
-            known = json.loads(kept.read_text())
-            if known.pop("mark") == mark:
-                return Cell(**known)
+        known = json.loads(kept.read_text()) if kept.is_file() else {}
+        if known.pop("mark", None) != mark and folder.exists():
             shutil.rmtree(folder)
-        job = AdaptJob(own, self.base, self.reference, chosen.train, folder, dev=chosen.dev)
-        run_adapt(self._with_store(job, part))
+        elif known:
+            return Cell(**known)
+        # A run that is cut off goes on if it is still the same one.
+        write_json(kept, {"mark": mark})
+        dev = chosen.dev if own.chooses else None
+        run_adapt(AdaptJob(own, self.base, self.reference, chosen.train, folder, dev=dev, pool=self._pool(own)))
         found = measure_run(self.base, folder, chosen.tests)
         cost = (int(found.cost["parameters"]), int(found.cost["bytes"]), found.cost["seconds"])
         cell = Cell(recipe.name, part.name, shots, seed, found.figures, found.protocol, *cost)
         write_json(kept, {"mark": mark, **cell.__dict__})
         return cell
 
-    def _with_store(self, job: AdaptJob, part: Round) -> AdaptJob:
-        """One store of the round's training images for all its methods, shots and seeds: computed once."""
-        from clipette.train.adapt_data import poured, reads_store
-
-        if not reads_store(job.recipe):
-            return job
-        told = [job.recipe.views.model_dump(mode="json"), self.base.space, part.train.fingerprint()]
-        folder = self.out / "stores" / f"{part.name}-{digest_json(told)[:12]}"
-        first = job.recipe.model_copy(update={"seed": 0})
-        store, _ = poured(self.base, part.train, first, folder, progress=job.progress)
-        return replace(job, store=store.path)
+    def _pool(self, recipe: AdaptRecipe) -> Path:
+        """One store for all rounds, methods, shots and seeds that see the same views: each image is poured once, and
+        none that no run draws."""
+        told = [recipe.views.model_dump(mode="json"), self.base.space, self.data]
+        return self.out / "stores" / digest_json(told)[:12]
 
 
 def summarize(cells: Sequence[Cell], protocol: str) -> list[dict[str, object]]:

@@ -45,7 +45,8 @@ def build(
     that may be unreadable. Raises as ``index.build_index``.
     """
     found = load_data(" + ".join(data))
-    encoder = resolve(model, device=device)
+    # A classifier's vectors are logits: they say nothing of what is like what.
+    encoder = resolve(model, device=device, classifiers=False)
     with build_index(
         found,
         encoder,
@@ -78,7 +79,7 @@ def add(
     by another file.
     """
     found = load_data(" + ".join(data))
-    encoder = resolve(model, device=device)
+    encoder = resolve(model, device=device, classifiers=False)
     with open_index(index, write=True) as collection:
         chosen = _texts(collection) if texts is None else texts
         report = add_all(

@@ -71,10 +71,13 @@ KINDS: dict[str, Callable[[str, str | None, str], Encoder]] = {
 }
 
 
-def _adapter(rest: str, device: str | None, precision: str, class_names: Sequence[str] = ()) -> Encoder:
+def _adapter(
+    rest: str, device: str | None, precision: str, class_names: Sequence[str] = (), *, classifiers: bool = True
+) -> Encoder:
     """``PATH`` or ``PATH?base=REFERENCE``: an adapter over its base, which must be the one that it was trained over."""
     from clipette.adapt.adapter import check_base, load_adapter
     from clipette.adapt.forms import CLASSIFIERS, apply_adapter
+    from clipette.errors import UnsupportedError
     from clipette.io import digest, digest_json
     from clipette.models.core import weights_digest
     from clipette.models.inference import TorchEncoder
@@ -86,7 +89,19 @@ def _adapter(rest: str, device: str | None, precision: str, class_names: Sequenc
     if option and (name != "base" or not stated):
         raise ConfigError(f"model reference 'adapter:{rest}': '{option}' must be base=REFERENCE")
     saved = load_adapter(folder)
-    base = resolve(stated or saved.reference, device=device, precision=precision)
+    if saved.adapter.form in CLASSIFIERS and not classifiers:
+        raise UnsupportedError(
+            f"{folder} is a classifier of {len(saved.adapter.classes)} classes: its vectors are logits, and no "
+            "image-text space that can be searched or adapted; name its base, or an adaptation that keeps a space "
+            "(coop, promptsrc, clip-adapter, ...)"
+        )
+    try:
+        base = resolve(stated or saved.reference, device=device, precision=precision)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{folder}: the base of this adaptation is not found: {error}; say where it is now: "
+            f"adapter:{folder}?base=REFERENCE"
+        ) from error
     if not isinstance(base, TorchEncoder):
         raise ConfigError(f"{folder}: its base '{stated or saved.reference}' is no PyTorch model: adapters need one")
     check_base(saved, weights_digest(base.model), folder)
@@ -128,17 +143,22 @@ def _is_adapter(path: Path) -> bool:
 
 
 def resolve(
-    reference: str | Path, *, device: str | None = None, precision: str = "fp32", class_names: Sequence[str] = ()
+    reference: str | Path,
+    *,
+    device: str | None = None,
+    precision: str = "fp32",
+    class_names: Sequence[str] = (),
+    classifiers: bool = True,
 ) -> Encoder:
     """The encoder that ``reference`` names. ``class_names``: what an adaptation that is a classifier chooses from, by
-    default the classes that it was trained on; nothing to all others.
+    default the classes that it was trained on; nothing to all others. ``classifiers``: whether one will do.
 
-    Raises ``ConfigError`` on an unknown kind or a missing path.
+    Raises ``ConfigError`` on an unknown kind or a missing path, ``UnsupportedError`` for an unwanted classifier.
     """
     reference = str(reference)
     kind, colon, rest = reference.partition(":")
     if colon and kind == "adapter":
-        return _adapter(rest, device, precision, class_names)
+        return _adapter(rest, device, precision, class_names, classifiers=classifiers)
     if colon and kind in KINDS:
         # A home folder is meant in every kind that names a path.
         return KINDS[kind](str(Path(rest).expanduser()) if rest.startswith("~") else rest, device, precision)
@@ -149,7 +169,7 @@ def resolve(
         if (path / "manifest.json").is_file():
             return _bundle(str(path), device, precision)
         if _is_adapter(path):
-            return _adapter(str(path), device, precision, class_names)
+            return _adapter(str(path), device, precision, class_names, classifiers=classifiers)
         return _folder(str(path), device, precision)
     if path.suffix in (".npz", ".npy") and path.is_file():
         return _stored(str(path), device, precision)

@@ -208,6 +208,13 @@ def test_a_classifier_is_asked_for_other_classes(name: str) -> None:
     if name == "linear-probe":
         with pytest.raises(ConfigError, match="has not learned class 'dog'"):
             apply_adapter(frozen, adapter, ("red", "dog"))
+        added = fitted(name, frozen, text_start=True)
+        both = logits(apply_adapter(frozen, added, ("dog", "red")), "none", pixels, ("dog", "red"))
+        images = frozen.model.encode_image(pixels)
+        base = frozen.logits(images, frozen.class_vectors(("dog", "red"), "single"))
+        place = added.classes.index("red")
+        base[:, 1] += images @ added.tensors["weight"][place] + added.tensors["bias"][place]
+        torch.testing.assert_close(centred(both), centred(base), atol=4e-3, rtol=1e-3)
     else:
         assert logits(apply_adapter(frozen, adapter, ("red", "dog")), "none", pixels, ("red", "dog")).shape == (3, 2)
 

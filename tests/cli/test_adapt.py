@@ -49,6 +49,7 @@ def test_a_protocol_passes_everything_on(verbs: FakeVerbs) -> None:
         "seeds": [4],
         "out": Path("o"),
         "overrides": ["c=2"],
+        "resume": True,
         "device": None,
     }
 
@@ -58,6 +59,7 @@ def test_a_protocol_passes_everything_on(verbs: FakeVerbs) -> None:
     [
         ("adapt coop kgcoop --base b --data d --out o", "belong to a comparison: name its --protocol"),
         ("adapt coop --base b --data d --shots 4 --out o", "belong to a comparison"),
+        ("adapt coop --base b --data d --seeds 2 --out o", "--set seed=1"),
         ("adapt coop --base b --data d --protocol few-shot --dev e --out o", "draws its own --dev"),
         ("adapt coop --data d --protocol few-shot --out o", "needs --base and --data"),
         ("adapt coop --base b --data d --protocol few-shot --seeds 1,x --out o", "expected whole numbers"),

@@ -83,6 +83,9 @@ def test_descriptions_follow_the_templates(tmp_path: Path) -> None:
     assert class_prompts(["dog"], (), descriptions) == [["Barks."]]
     with pytest.raises(DataError, match=r"1 of 2 classes have no description: 'dogs' \(nearest: 'dog'\)"):
         class_prompts(["dog", "dogs"], "plain", descriptions)
+    several = r"7 of 8 classes have no description: 'a'( \(nearest: .*\))?, 'b', 'c', 'e', 'f', \.\.\.; add them"
+    with pytest.raises(DataError, match=several):
+        class_prompts(["dog", *"abcefgh"], "plain", descriptions)
     with pytest.raises(ConfigError, match="at least one prompt"):
         class_prompts(["dog"], ())
 

@@ -8,6 +8,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +126,21 @@ def test_images_and_texts_are_encoded_once() -> None:
     study(dataset, encoder, [*TEMPLATES, GOOD], descriptions={"cupl": TOLD})
     assert sorted(encoder.images_encoded) == sorted(s.key for s in dataset.samples)
     assert sorted(encoder.texts_encoded) == sorted(encoder.texts or ())
+
+
+def test_texts_have_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eighty templates of a thousand classes are minutes."""
+    seen: list[tuple[str, int | None, bool]] = []
+
+    def watched(iterable: Any, *, total: int | None, description: str, enabled: bool, **more: Any) -> Any:
+        seen.append((description, total, enabled))
+        return iterable
+
+    monkeypatch.setattr(prompt_wordings, "track", watched)
+    dataset, encoder = pets()
+    settings = Settings(bootstrap=Bootstrap(200), progress=True, text_batch_size=3)
+    study_prompts(encoder, dataset, TEMPLATES, descriptions={"cupl": TOLD}, settings=settings)
+    assert seen == [("class texts", len(encoder.texts or ()), True)]
 
 
 # ---------------------------------------------------------------- parts

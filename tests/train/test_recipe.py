@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 from tests.tasks.tiny import tiny_model
 
-from clipette.config import load_yaml, shipped_recipes
+from clipette.config import dump_yaml, load_yaml, shipped_recipes
 from clipette.errors import ConfigError
 from clipette.tasks.objective import Objective, TeacherFacts
 from clipette.tasks.terms import needs_of, read_terms
@@ -26,6 +26,7 @@ ADAPT = [name for name, path in shipped_recipes().items() if "\nmethod:" in path
 def test_a_shipped_recipe_of_adapt_is_whole(name: str) -> None:
     recipe = load_yaml(AdaptRecipe, shipped_recipes()[name])
     assert recipe.name == name
+    assert load_yaml(AdaptRecipe, dump_yaml(recipe)) == recipe, "a run's recipe.yaml begins the same run"
     if recipe.paper:
         assert f"`{name}`" in PAPERS.read_text(), f"docs/PAPERS.md has no recipe `{name}`"
 

@@ -44,6 +44,7 @@ class CoOp:
         start = start_of(text, how.tokens, how.start, seed=seed)
         self.frozen = frozen
         self.classes = classes
+        self.templates = templates
         self.prompts = ClassContext.of(frozen, classes, how.tokens, position=how.position, rest=start.rest)
         self.module = LearnedContext(start.value, len(classes) if how.per_class else None)
 
@@ -63,6 +64,6 @@ class CoOp:
     def adapters(self) -> tuple[Adapter, ...]:
         """A context for any class; where each class has its own, those classes' vectors."""
         if self.module.context.ndim == 3:
-            return (Adapter("class-vectors", self.classes, "single", {}, {"vectors": self.vectors()}),)
+            return (Adapter("class-vectors", self.classes, self.templates, {}, {"vectors": self.vectors()}),)
         tensors = {"context": self.module.context.detach()}
         return (Adapter("prompts", self.classes, "single", self.prompts.facts(), tensors),)

@@ -35,7 +35,7 @@ def fit_method(
     if isinstance(how, settings.TipAdapter):
         return _tip_adapter(how, base, shots, dev, classes, templates, seed)
     if isinstance(how, settings.TaskRes):
-        return _taskres(how, base, shots, dev, classes, seed)
+        return _taskres(how, base, shots, dev, classes, templates, seed)
     return _linear_probe(how, base, shots, dev, classes, templates)
 
 
@@ -76,13 +76,18 @@ def _tip_adapter(
 
 
 def _taskres(
-    how: settings.TaskRes, base: ClassTexts, shots: Shots, dev: Shots | None, classes: tuple[str, ...], seed: int
+    how: settings.TaskRes,
+    base: ClassTexts,
+    shots: Shots,
+    dev: Shots | None,
+    classes: tuple[str, ...],
+    templates: str,
+    seed: int,
 ) -> Adapter:
     own = TaskResSettings(scales=how.scales)
     found = fit_task_res(base, shots, replace(own, harness=_harness(own.harness, how.fit, seed)), dev)
     facts = {"scale": found.scale, "epoch": found.course.epoch}
-    # Its class vectors stand where the classes are named in the usual wording, whatever templates they began at.
-    return Adapter("class-vectors", classes, "single", facts, {"vectors": found.classes().detach().contiguous()})
+    return Adapter("class-vectors", classes, templates, facts, {"vectors": found.classes().detach().contiguous()})
 
 
 def _linear_probe(

@@ -24,7 +24,7 @@ from clipette.data.prompts import class_prompts
 from clipette.errors import ConfigError, ModelError
 from clipette.models.core import Blueprint, DualEncoder, ImageTower, TextTower
 from clipette.models.prompted import prompted_image
-from clipette.models.prompted_text import WORDING, context_text, known_text
+from clipette.models.prompted_text import context_text, known_text
 from clipette.models.prompts import DeepPrompts
 from clipette.models.spec import PromptSpec
 from clipette.models.text_prompts import PromptShape
@@ -81,8 +81,9 @@ def _prompts(frozen: Frozen, adapter: Adapter, classes: tuple[str, ...]) -> Dual
 
 
 def _class_vectors(frozen: Frozen, adapter: Adapter, classes: tuple[str, ...]) -> DualEncoder:
-    texts = [prompts[0] for prompts in class_prompts(adapter.classes, WORDING)]
-    text = known_text(frozen.model.text_tower(), texts, adapter.tensors["vectors"], wording=WORDING)
+    # Under its own templates a class that it has not learned is the base's, as it was.
+    texts = [text for prompts in class_prompts(adapter.classes, adapter.templates) for text in prompts]
+    text = known_text(frozen.model.text_tower(), texts, adapter.tensors["vectors"], wording=adapter.templates)
     return _joined(frozen, frozen.model.image, text)
 
 
@@ -155,17 +156,23 @@ def _cache(frozen: Frozen, adapter: Adapter, classes: tuple[str, ...]) -> DualEn
 
 def _linear(frozen: Frozen, adapter: Adapter, classes: tuple[str, ...]) -> DualEncoder:
     unknown = [name for name in classes if name not in adapter.classes]
-    if unknown:
+    if unknown and not adapter.facts["text_start"]:
         raise ConfigError(
             f"the linear probe has not learned class '{unknown[0]}'"
-            f"{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}: it knows its {len(adapter.classes)} only"
+            f"{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}: it knows its {len(adapter.classes)} "
+            "only (with method.text_start: true it would name others by their texts)"
         )
-    rows = torch.tensor([adapter.classes.index(name) for name in classes], device=frozen.device)
     base = None
     if adapter.facts["text_start"]:
         vectors = frozen.class_vectors(classes, adapter.templates)
         base = ClassTexts(vectors, float(frozen.model.scale), float(frozen.model.bias))
-    weight, bias = adapter.tensors["weight"][rows], adapter.tensors["bias"][rows]
+    # A class that it has not learned adds nothing to its text.
+    known = [name for name in classes if name in adapter.classes]
+    into = torch.tensor([classes.index(name) for name in known], dtype=torch.int64, device=frozen.device)
+    rows = torch.tensor([adapter.classes.index(name) for name in known], dtype=torch.int64, device=frozen.device)
+    weight = adapter.tensors["weight"].new_zeros(len(classes), adapter.tensors["weight"].shape[1])
+    weight = weight.index_copy(0, into, adapter.tensors["weight"][rows])
+    bias = adapter.tensors["bias"].new_zeros(len(classes)).index_copy(0, into, adapter.tensors["bias"][rows])
     return _on_vectors(frozen, FittedLinearProbe(weight, bias, 0.0, base).logits, adapter, classes)
 
 

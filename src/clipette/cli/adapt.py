@@ -39,7 +39,9 @@ def adapt(
     shots: Annotated[
         str | None, typer.Option(metavar="N,N", help="With --protocol: images a class, for example 1,2,4,8,16.")
     ] = None,
-    seeds: Annotated[str, typer.Option(metavar="N,N", help="With --protocol: which shots and starts.")] = "1,2,3",
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N,N", help="With --protocol: which shots and starts. Default: 1,2,3.")
+    ] = None,
     resume: Resume = True,
     device: Device = None,
 ) -> None:
@@ -48,8 +50,11 @@ def adapt(
     from clipette.errors import ConfigError
 
     if protocol is None:
-        if len(recipes) != 1 or test or shots:
-            raise ConfigError("several recipes, --test and --shots belong to a comparison: name its --protocol")
+        if len(recipes) != 1 or test or shots or seeds:
+            raise ConfigError(
+                "several recipes, --test, --shots and --seeds belong to a comparison: name its --protocol; for one run "
+                "--set shots=16, --set seed=1"
+            )
         run = verbs.adapt(
             recipes[0],
             base=base,
@@ -72,9 +77,10 @@ def adapt(
         data=data,
         tests=test or [],
         shots=numbers(shots, "--shots"),
-        seeds=numbers(seeds, "--seeds"),
+        seeds=numbers(seeds or "1,2,3", "--seeds"),
         out=out,
         overrides=overrides or [],
+        resume=resume,
         device=device,
     )
     print_result(result)

@@ -25,6 +25,8 @@ __all__ = [
 SLOT = "{}"
 # A contrastive template names another class; this many are taken, so that prompts stay linear in the classes.
 CONTRASTS = 8
+# So many classes are named in a message.
+NAMED = 5
 
 
 def spoken(name: str) -> str:
@@ -133,8 +135,10 @@ def _matched(class_names: Sequence[str], descriptions: Mapping[str, Sequence[str
     if missing:
         near = difflib.get_close_matches(spoken(missing[0]).lower(), by_name, n=1)
         hint = f" (nearest: '{near[0]}')" if near else ""
+        named = ", ".join([f"'{missing[0]}'{hint}", *(f"'{name}'" for name in missing[1:NAMED])])
+        more = ", ..." if len(missing) > NAMED else ""
         raise DataError(
-            f"{len(missing)} of {len(class_names)} classes have no description: '{missing[0]}'{hint}"
-            f"{', ...' if len(missing) > 1 else ''}; add them or rename them in the file"
+            f"{len(missing)} of {len(class_names)} classes have no description: {named}{more}; add them or rename them "
+            "in the file"
         )
     return [by_name[spoken(name).lower()] for name in class_names]

@@ -12,6 +12,7 @@ from clipette.data.prompts import TEMPLATES, class_prompts, find_templates
 from clipette.errors import ConfigError
 from clipette.evaluate.prompt_ensembles import mixed
 from clipette.evaluate.wording import known_texts
+from clipette.progress import track
 from clipette.types import Encoder, Floats
 
 Kind = Literal["template", "mean", "descriptions", "chosen"]
@@ -74,11 +75,15 @@ def known_only(asked: Sequence[Asked], texts: Encoder) -> tuple[list[Asked], tup
     return kept, tuple(each.name for each in asked if each.name not in names)
 
 
-def class_vectors_of(texts: Encoder, asked: Sequence[Asked], batch_size: int) -> dict[str, Floats]:
+def class_vectors_of(
+    texts: Encoder, asked: Sequence[Asked], batch_size: int, *, progress: bool = False
+) -> dict[str, Floats]:
     """Unit class vectors [C, D] of each wording; every distinct text is encoded once."""
     flat = list(dict.fromkeys(prompt for each in asked for own in each.prompts for prompt in own))
     row = {prompt: place for place, prompt in enumerate(flat)}
-    encoded = texts.encode_texts(flat, batch_size=batch_size)
+    pieces = [flat[start : start + batch_size] for start in range(0, len(flat), batch_size)]
+    bar = track(pieces, total=len(flat), description="class texts", unit="texts", enabled=progress, size=len)
+    encoded = np.concatenate([texts.encode_texts(piece, batch_size=batch_size) for piece in bar])
     out: dict[str, Floats] = {}
     for each in asked:
         if each.members:

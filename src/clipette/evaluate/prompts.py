@@ -171,7 +171,7 @@ def study_prompts(
     texts = text_side(encoder, text_encoder)
     asked, left_out = known_only(wordings(templates, descriptions or {}, names), texts)
     first = find_baseline(asked, baseline)
-    vectors = class_vectors_of(texts, asked, settings.text_batch_size)
+    vectors = class_vectors_of(texts, asked, settings.text_batch_size, progress=settings.progress)
     parts, failures = _parts(encoder, dataset, dev, samples, how, settings)
     return _Study(encoder, dataset, names, asked, vectors, first, parts, how, settings).run(left_out, failures)
 

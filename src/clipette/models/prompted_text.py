@@ -130,13 +130,17 @@ def rebuilt_context(tower: TextTower, arguments: Mapping[str, Any]) -> TextTower
 
 
 class KnownTokenizer:
-    """The inner tokenizer's arrays, and ``row`` [N, 1]: which of ``texts`` it is, or -1."""
+    """The inner tokenizer's arrays, and ``row`` [N, 1]: whose of the ``count`` vectors the text is, or -1.
 
-    def __init__(self, inner: Tokenizer, texts: Sequence[str], wording: str) -> None:
+    ``texts``: as many for each vector, one vector's after another's. ``wording``: the templates that they are of.
+    """
+
+    def __init__(self, inner: Tokenizer, texts: Sequence[str], wording: str, *, count: int) -> None:
         self.inner = inner
         self.texts = tuple(texts)
         self.wording = wording
-        self._row = {text: row for row, text in enumerate(self.texts)}
+        each = len(self.texts) // count
+        self._row = {text: place // each for place, text in enumerate(self.texts)}
 
     @property
     def context_length(self) -> int:
@@ -170,15 +174,17 @@ class KnownTrunk(nn.Module):
 
 
 def known_text(tower: TextTower, texts: Sequence[str], vectors: Tensor, *, wording: str) -> TextTower:
-    """``tower`` with learned ``vectors`` [n, width] for these ``texts``, which are of ``wording``."""
+    """``tower`` with learned ``vectors`` [n, width] for these ``texts``, for k templates of ``wording`` k · n."""
     inner = {"kind": tower.blueprint.kind, "arguments": dict(tower.blueprint.arguments)}
     return TextTower(
         KnownTrunk(tower, vectors),
         nn.Identity(),
-        tokenizer=KnownTokenizer(tower.tokenizer, texts, wording),
+        tokenizer=KnownTokenizer(tower.tokenizer, texts, wording, count=len(vectors)),
         width=tower.width,
         blueprint=Blueprint(
-            "known_text", {"inner": inner, "texts": list(texts), "wording": wording}, tower.blueprint.assets
+            "known_text",
+            {"inner": inner, "texts": list(texts), "wording": wording, "count": len(vectors)},
+            tower.blueprint.assets,
         ),
     )
 
@@ -186,4 +192,6 @@ def known_text(tower: TextTower, texts: Sequence[str], vectors: Tensor, *, wordi
 def rebuilt_known(tower: TextTower, arguments: Mapping[str, Any]) -> TextTower:
     """``known_text`` of a blueprint's arguments, its vectors still to be loaded."""
     texts = arguments["texts"]
-    return known_text(tower, texts, torch.zeros(len(texts), tower.width), wording=arguments["wording"])
+    # Models of before there were several templates had one text a vector.
+    count = arguments.get("count", len(texts))
+    return known_text(tower, texts, torch.zeros(count, tower.width), wording=arguments["wording"])

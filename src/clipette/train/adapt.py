@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clipette.adapt import settings
-from clipette.adapt.adapter import FACTS, Adapter, load_adapter, save_adapter
+from clipette.adapt.adapter import FACTS, Adapter, check_base, load_adapter, save_adapter
 from clipette.adapt.context import ClassContext, start_of
 from clipette.adapt.features import ClassTexts
 from clipette.adapt.fits import fit_method
@@ -20,7 +20,7 @@ from clipette.adapt.tpt import TPTSettings
 from clipette.config import dump_yaml
 from clipette.data.dataset import Dataset
 from clipette.errors import ConfigError
-from clipette.evaluate.protocol import TrainedOn
+from clipette.evaluate.protocol import TrainedOn, read_trained_on
 from clipette.evaluate.run_report import write_run_report
 from clipette.io import digest_json, write_atomic, write_json
 from clipette.models.core import weights_digest
@@ -34,9 +34,11 @@ from clipette.train.adapt_data import (
     chosen_data,
     given_store,
     labels_of,
+    learns,
     named_alike,
     poured,
     pseudo_labelled,
+    reads_store,
     stored_shots,
 )
 from clipette.train.adapt_measure import top1
@@ -49,7 +51,8 @@ from clipette.types import Failure
 @dataclass(frozen=True)
 class AdaptJob:
     """All that an adaptation needs, resolved. ``reference``: where the base is found again; ``store``: its vectors of
-    the recipe's views, poured beforehand for several runs (else ``out/store``)."""
+    the recipe's views, poured beforehand; ``pool``: a store of several runs, to which each adds what it lacks. Without
+    either, ``out/store``."""
 
     recipe: AdaptRecipe
     base: TorchEncoder
@@ -58,6 +61,7 @@ class AdaptJob:
     out: Path
     dev: Dataset | None = None
     store: Path | None = None
+    pool: Path | None = None
     progress: bool = True
 
 
@@ -79,20 +83,25 @@ def run_adapt(job: AdaptJob) -> Adapted:
     The base's weights are the same bytes before and after. Raises ``ConfigError``, ``DataError`` or ``ModelError`` at
     the start for parts that cannot work together.
     """
-    recipe, weights = job.recipe, weights_digest(job.base.model)
+    recipe = job.recipe
+    if job.store is not None and not reads_store(recipe):
+        raise ConfigError(
+            f"{recipe.method.kind} reads no stored vectors of the training images: leave the store {job.store} out"
+        )
+    weights = weights_digest(job.base.model)
     frozen = freeze(job.base)
     data = chosen_data(job.data, recipe)
     identity = _identity(recipe, data, job.dev, weights)
     _refuse_another(job.out, identity)
     # What chooses its own labels has seen every image, and not those alone that it learns from.
-    seen = TrainedOn.of(data, data.class_names)
+    seen = TrainedOn.of(data, data.class_names) if learns(recipe) else _nothing_seen(job)
     if recipe.labels.source == "pseudo":
         data = pseudo_labelled(job.base, frozen, data, recipe)
     job = replace(job, data=data, dev=None if job.dev is None else named_alike(job.dev, data.class_names))
     if rank() == 0:
         write_atomic(job.out / "recipe.yaml", dump_yaml(recipe).encode())
     barrier()
-    found = _learn(job, frozen, identity)
+    found = _learn(job, frozen, identity, weights)
     if rank() == 0:
         _save(job, found, seen, weights, identity)
     barrier()
@@ -112,14 +121,21 @@ def _refuse_another(out: Path, identity: str) -> None:
         raise ConfigError(f"{out} holds another run: choose another --out, or begin anew with --no-resume")
 
 
-def _learn(job: AdaptJob, frozen: Frozen, identity: str) -> Adapted:
+def _nothing_seen(job: AdaptJob) -> TrainedOn:
+    """Of a method that learns nothing beforehand: what the run that it begins from has seen."""
+    nothing = TrainedOn.of(replace(job.data, samples=(), class_names=()))
+    start = job.recipe.method.from_run if isinstance(job.recipe.method, settings.TPT) else None
+    return nothing if start is None else nothing.joined(read_trained_on(start))
+
+
+def _learn(job: AdaptJob, frozen: Frozen, identity: str, weights: str) -> Adapted:
     method, classes = job.recipe.method, job.data.class_names
     if isinstance(method, settings.LOOP):
         return _trained(job, frozen, identity)
     if isinstance(method, settings.ZeroShot):
         return Adapted(Adapter("zero-shot", classes, job.recipe.templates), 0, 0.0)
     if isinstance(method, settings.TPT):
-        return Adapted(_untuned(method, frozen, classes), 0, 0.0)
+        return Adapted(_untuned(method, frozen, classes, weights), 0, 0.0)
     return _fitted(job, frozen)
 
 
@@ -133,7 +149,8 @@ def _trained(job: AdaptJob, frozen: Frozen, identity: str) -> Adapted:
     task = AdaptTask(learner, frozen.model)
     feed, lost = _feed(job, learner)
     meter = _meter(job, frozen)
-    dev = None if meter is None else Dev(lambda: {"top1": meter(learner.adapters()[0])}, "top1")
+    # The best of several: those with no effect would say the same at each step.
+    dev = None if meter is None else Dev(lambda: {"top1": max(map(meter, learner.adapters()))}, "top1")
     train = recipe.train.model_copy(update={"batch_size": feed.plan.batch_size})
     loop = Loop(task, feed, train, folder=job.out, seed=recipe.seed, device=device, dev=dev, identity=identity)
     try:
@@ -174,8 +191,10 @@ def _feed(job: AdaptJob, learner: Learner) -> tuple[Feed, tuple[Failure, ...]]:
 
 def _store(job: AdaptJob) -> tuple[Store, Dataset]:
     if job.store is not None:
-        return given_store(job.base, job.store, job.data)
-    return poured(job.base, job.data, job.recipe, job.out / "store", progress=job.progress)
+        return given_store(job.base, job.store, job.data, job.recipe)
+    if job.pool is not None:
+        return poured(job.base, job.data, job.recipe, job.pool, seed=0, progress=job.progress)
+    return poured(job.base, job.data, job.recipe, job.out / "store", seed=job.recipe.seed, progress=job.progress)
 
 
 Measure = Callable[[Adapter], float]
@@ -218,17 +237,20 @@ def _fitted(job: AdaptJob, frozen: Frozen) -> Adapted:
     seconds = time.perf_counter() - begun
     meter = _meter(job, frozen)
     score = None if meter is None else meter(adapter)
-    count = sum(value.numel() for value in adapter.tensors.values() if value.is_floating_point())
+    trained = not isinstance(recipe.method, settings.TipAdapter) or recipe.method.train_keys
+    count = sum(value.numel() for value in adapter.tensors.values() if value.is_floating_point() and trained)
     return Adapted(adapter, count, seconds, dev=score, failures=data.failures)
 
 
-def _untuned(method: settings.TPT, frozen: Frozen, classes: tuple[str, ...]) -> Adapter:
-    """TPT before any image: the prompt that each begins with."""
+def _untuned(method: settings.TPT, frozen: Frozen, classes: tuple[str, ...], weights: str) -> Adapter:
+    """TPT before any image: the prompt that each begins with. ``weights``: the base's digest."""
     start = start_of(frozen.model.text_tower(), method.tokens, method.start, seed=0)
     facts = ClassContext.of(frozen, classes, method.tokens, rest=start.rest).facts()
     context = start.value
     if method.from_run is not None:
-        learned = load_adapter(Path(method.from_run)).adapter
+        saved = load_adapter(Path(method.from_run))
+        check_base(saved, weights, Path(method.from_run))
+        learned = saved.adapter
         if learned.form != "prompts" or set(learned.tensors) != {"context"}:
             raise ConfigError(f"method.from_run {method.from_run}: TPT begins from a CoOp run with one context for all")
         facts, context = {"shape": learned.facts["shape"]}, learned.tensors["context"]
@@ -247,7 +269,7 @@ def _save(job: AdaptJob, found: Adapted, seen: TrainedOn, weights: str, identity
         "paper": recipe.paper,
         "base": {"name": job.base.name, "reference": job.reference, "weights": weights},
         "data": job.data.reference,
-        "trained_on": {"images": len(job.data), "classes": len(seen.classes)},
+        "trained_on": {"images": len(job.data) if learns(recipe) else 0, "classes": len(seen.classes)},
         "labels": recipe.labels.source,
         "seed": recipe.seed,
         "steps": found.steps,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from clipette.data.dataset import Classes, Dataset
 from clipette.data.loading import FailureLimit, iter_images
 from clipette.data.views import ViewPolicy
 from clipette.errors import ConfigError, DataError, StoreError
+from clipette.io import digest_json
 from clipette.losses.numerics import unit
 from clipette.metrics.classification import base_count
 from clipette.models.inference import TorchEncoder
@@ -103,20 +105,25 @@ def _without_damaged(base: TorchEncoder, data: Dataset, max_failures: float) -> 
     return replace(data, samples=tuple(kept), failures=(*data.failures, *failures))
 
 
+def learns(recipe: AdaptRecipe) -> bool:
+    """Whether the method learns anything of the training images."""
+    return not isinstance(recipe.method, TPT | ZeroShot)
+
+
 def reads_store(recipe: AdaptRecipe) -> bool:
     """Whether the method reads the base's stored vectors of the training images."""
     method = recipe.method
     if isinstance(method, LOOP):
         return LEARNERS[method.kind].reads == "vectors" or LEARNERS[method.kind].compares
-    return not isinstance(method, TPT | ZeroShot)
+    return learns(recipe)
 
 
 def poured(
-    base: TorchEncoder, data: Dataset, recipe: AdaptRecipe, folder: Path, *, progress: bool
+    base: TorchEncoder, data: Dataset, recipe: AdaptRecipe, folder: Path, *, seed: int, progress: bool
 ) -> tuple[Store, Dataset]:
     """The base's vectors of the recipe's views of ``data`` in a store, and the samples that could be read."""
     plan = _plan(recipe)
-    store = open_store(pour(base, data, folder, plan, seed=recipe.seed, progress=progress).path)
+    store = open_store(pour(base, data, folder, plan, seed=seed, progress=progress).path)
     return store, _readable(data, store)
 
 
@@ -125,17 +132,29 @@ def _plan(recipe: AdaptRecipe) -> PourPlan:
     return PourPlan(images=count == 0, views=count, captions=False, policy=policy)
 
 
-def given_store(base: TorchEncoder, path: Path, data: Dataset) -> tuple[Store, Dataset]:
-    """A store that is there already. Raises ``ConfigError`` where another model poured it."""
-    store = open_store(path)
+def given_store(base: TorchEncoder, path: Path, data: Dataset, recipe: AdaptRecipe) -> tuple[Store, Dataset]:
+    """A store that is there already. Raises ``ConfigError`` where another model poured it, or other views."""
+    store, plan = open_store(path), _plan(recipe)
     if store.identity["encoder"]["space"] != base.space:
         raise ConfigError(f"store {path} was poured by another model than {base.name}: pour again, or leave it out")
+    held = {name: value for name, value in (store.identity.get("views") or {}).items() if name != "seed"}
+    asked = {"count": plan.views, "policy": plan.policy.to_dict()} if plan.views else {}
+    if digest_json(held) != digest_json(asked):
+        raise ConfigError(
+            f"store {path} holds {_told(held)} of each image, the recipe's views are {_told(asked)}: set views as the "
+            "store has them (--set views.count=..., views.scale=...), or leave it out"
+        )
     return store, _readable(data, store)
 
 
+def _told(views: Mapping[str, Any]) -> str:
+    return f"{views['count']} views by {views['policy']}" if views else "the whole"
+
+
 def _readable(data: Dataset, store: Store) -> Dataset:
-    bad = {failure.key for failure in store.failures}
-    lost = tuple(Failure(f.key, f.location, f.reason) for f in store.failures)
+    keys = {sample.key for sample in data.samples}
+    bad = {failure.key for failure in store.failures} & keys
+    lost = tuple(Failure(f.key, f.location, f.reason) for f in store.failures if f.key in keys)
     return data if not bad else replace(
         data, samples=tuple(s for s in data.samples if s.key not in bad), failures=(*data.failures, *lost)
     )  # fmt: skip

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from clipette.adapt.adapter import Adapter, load_adapter
 from clipette.adapt.forms import apply_adapter, keeps_images, wording_of
 from clipette.adapt.learner import Frozen
@@ -15,6 +17,7 @@ from clipette.data.loading import FailureLimit
 from clipette.errors import DataError
 from clipette.evaluate.protocol import TrainedOn, read_trained_on
 from clipette.evaluate.zero_shot import class_vectors
+from clipette.losses.numerics import unit
 from clipette.models.inference import TorchEncoder
 from clipette.tasks.adapt import freeze
 from clipette.train.adapt_data import base_vectors, labels_of
@@ -43,7 +46,12 @@ def top1(frozen: Frozen, adapter: Adapter, data: Dataset, *, device: str) -> flo
     model = apply_adapter(frozen, adapter, data.class_names)
     encoder = TorchEncoder(model, name="adapted", space="measured", device=device)
     if keeps_images(adapter):
-        labelled, found = base_vectors(encoder, labelled)
+        # The base's own vectors, whatever stands behind them: a head of the adapter's, or nothing.
+        plain = TorchEncoder(frozen.model, name="base", space="measured", device=device)
+        labelled, own = base_vectors(plain, labelled)
+        tower = model.image_tower()
+        with torch.no_grad():
+            found = own if tower is frozen.model.image_tower() else unit(tower.head(own))
         vectors = found.cpu().numpy()
     else:
         encoded = encoder.encode_samples(labelled.samples)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from clipette.adapt.settings import LOOP, MethodSettings
+from clipette.adapt.settings import LOOP, ON_FEATURES, MethodSettings, WiseFT
 from clipette.config import StrictModel
 from clipette.data.dataset import Classes
 from clipette.train.recipe import ViewSettings
@@ -47,9 +47,17 @@ class AdaptRecipe(StrictModel):
     seed: int = 0
     train: TrainSettings = TrainSettings()
 
+    @property
+    def chooses(self) -> bool:
+        """Whether validation images change what is learned; where they do not, they are a curve to look at."""
+        if isinstance(self.method, WiseFT) and len(self.method.shares) > 1:
+            return True
+        return self.train.keep == "best" if isinstance(self.method, LOOP) else isinstance(self.method, ON_FEATURES)
+
     @model_validator(mode="after")
     def _one_place_for_training(self) -> AdaptRecipe:
-        if "train" in self.model_fields_set and not isinstance(self.method, LOOP):
+        # A run's own recipe.yaml states the defaults too.
+        if self.train != TrainSettings() and not isinstance(self.method, LOOP):
             raise ValueError(
                 f"train is for methods that the loop trains, and {self.method.kind} is none of them: remove it "
                 "(what is fitted to stored features has method.fit)"
