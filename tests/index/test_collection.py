@@ -117,6 +117,29 @@ def test_columns_widen_and_unknown_values_are_unknown(made: Collection) -> None:
     assert made.rows(["a"])[0].meta == {"n": 3.0}
 
 
+def test_large_whole_numbers_survive_a_column_that_becomes_float(made: Collection) -> None:
+    big = 2**60 + 1
+    made.add_rows([Row("a", "image", meta={"n": big})], drawn(1))
+    assert made.keys(where="n > 1.5") == ["a"]
+    assert made.keys(where=f"n in ({big}, 2.5)") == ["a"]
+    made.add_rows([Row("b", "image", meta={"n": 2.5})], drawn(1, seed=1))
+    assert made.keys(where="n > 3") == ["a"]
+    assert made.keys(where=f"n < {big} or n in ({big})") == ["a", "b"]
+    made.optimize()
+    assert made.rows(["a", "b"])[0].meta == {"n": float(big)}
+    with pytest.raises(DataError, match="too many digits"):
+        made.add_rows([Row("c", "image", meta={"n": 10**400})], drawn(1))
+
+
+def test_names_that_are_no_unicode_are_refused_in_words(made: Collection, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"column .* is not valid Unicode"):
+        made.add_rows([Row("a", "image", meta={"\ud800": 1})], drawn(1))
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/ph\xe9")
+    with pytest.raises(DataError, match=r"folder .* is not valid Unicode"):
+        made.add(photos(Path(folder), 1), HashEncoder())
+    assert len(made) == 0
+
+
 # ---------------------------------------------------------------- samples
 
 
@@ -136,6 +159,27 @@ def test_samples_with_captions_are_found_by_both(made: Collection, tmp_path: Pat
     # Deleting the image deletes its captions; of others none.
     assert made.delete(["p1"]) == 3
     assert made.keys() == ["p0", "p0#0", "p0#1", "p2", "p2#0", "p2#1"]
+
+
+def test_captions_go_with_their_image_where_one_went_before(made: Collection, tmp_path: Path) -> None:
+    encoder = HashEncoder()
+    samples = photos(tmp_path / "photos", 3)
+    made.add([*samples, Sample("p2#7", captions=("by itself",))], encoder, texts="captions")
+    made.delete(["p1#0", "p2#0"])
+    assert made.delete(["p1"]) == 2
+    assert "p1#1" not in made
+    # Captions that a sample no longer has go too, and no text of another.
+    made.add([Sample("p2", samples[2].image)], encoder, texts="captions")
+    assert made.keys() == ["p0", "p0#0", "p0#1", "p2#7", "p2"]
+
+
+def test_captions_of_an_image_that_cannot_be_read_stay(made: Collection, tmp_path: Path) -> None:
+    samples = photos(tmp_path / "photos", 1)
+    made.add(samples, HashEncoder(), texts="captions")
+    (tmp_path / "photos" / "p0.png").write_bytes(b"broken")
+    report = made.add([Sample("p0", samples[0].image, ("new",))], HashEncoder(), texts="captions")
+    assert (len(report.failures), report.deleted) == (1, 0)
+    assert made.keys() == ["p0", "p0#0", "p0#1"]
 
 
 def test_only_what_changed_is_encoded_again(made: Collection, tmp_path: Path) -> None:
@@ -217,6 +261,7 @@ def test_uploads_are_kept_in_the_index_and_go_when_nothing_needs_them(made: Coll
     encoder.images.clear()
     made.add([Sample("c", Held(png(3), "c.png"), meta={"n": 1})], encoder)
     assert encoder.images == []  # the same bytes
+    assert len(list(blobs.iterdir())) == 2  # which are not kept twice
     made.delete(["a"])
     made.optimize()
     assert made.image_bytes("b") == png(2)
@@ -228,6 +273,14 @@ def test_uploads_are_kept_in_the_index_and_go_when_nothing_needs_them(made: Coll
     with open_index(made.path) as reader:
         assert reader.image_bytes("c") == png(3)
         assert reader.verify()["sound"]
+
+
+def test_bytes_that_nothing_needs_go_by_themselves(made: Collection) -> None:
+    for number in range(20):
+        made.add([Sample("a", Held(png(number), "a.png"))], HashEncoder())
+    assert len(list((made.path / "blobs").iterdir())) < 12
+    assert made.image_bytes("a") == png(19)
+    assert made.verify()["sound"]
 
 
 def test_tar_members_are_read_by_offset(made: Collection, tmp_path: Path) -> None:
@@ -288,6 +341,50 @@ def test_a_reader_keeps_its_state_until_it_refreshes(made: Collection) -> None:
             reader.delete(["new"])
         with pytest.raises(StoreError, match="for reading only"):
             reader.set_fact("x", 1)
+
+
+def test_another_index_in_its_place_is_not_taken_for_a_later_state(made: Collection) -> None:
+    made.add_rows(rows(5), drawn(5))
+    with open_index(made.path) as reader:
+        before = state_of(reader)
+        made.close()
+        shutil.rmtree(made.path)
+        with create(made.path, space="hash-space", dim=DIM) as other:
+            other.add_rows(rows(5), drawn(5, seed=9))
+            other.add_rows([Row("x", "image")], drawn(1))
+        with pytest.raises(StoreError, match="another index has been built here"):
+            reader.refresh()
+        assert state_of(reader) == before
+
+
+def test_a_folder_that_a_killed_process_left_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "i").mkdir()
+    (tmp_path / "i" / ".index.json.abc.tmp").write_bytes(b"{")
+    create(tmp_path / "i", space="s", dim=DIM).close()
+    with open_index(tmp_path / "i", write=True) as again:
+        assert len(again) == 0
+    assert not list((tmp_path / "i").glob(".*.tmp"))
+
+
+def test_two_who_create_one_index_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    from clipette.index import collection as room
+
+    real = room.take_lock
+
+    def late(root: Path) -> int:
+        room.take_lock = real
+        with create(root, space="s", dim=DIM) as first:  # the other process, between our look and our lock
+            first.add_rows([Row("a", "image")], drawn(1))
+        return real(root)
+
+    room.take_lock = late
+    try:
+        with pytest.raises(StoreError, match="not empty"):
+            create(tmp_path / "i", space="s", dim=DIM)
+    finally:
+        room.take_lock = real
+    with open_index(tmp_path / "i", write=True) as again:
+        assert again.keys() == ["a"]
 
 
 def test_a_second_writer_is_refused_in_words(made: Collection) -> None:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.index.made import DIM, drawn, vector_of
 
-from clipette.index import Row, create, merging, open_index, snapshot
+from clipette.errors import StoreError
+from clipette.index import Row, create, merging, open_index, shards, snapshot
 
 KEYS = [f"key{i}" for i in range(12)]
 STEPS = st.lists(
@@ -93,6 +94,60 @@ def test_many_small_writes_stay_few_entries_and_rows_are_rewritten_seldom(tmp_pa
         assert len(collection) == 150
 
 
+@pytest.mark.parametrize("size", [65, 100])
+def test_larger_writes_stay_few_entries_too(size: int, tmp_path: Path) -> None:
+    with create(tmp_path / "i", space="s", dim=4) as collection, patch.object(os, "fsync"):
+        vectors = drawn(size, 4)
+        for i in range(40):
+            collection.add_rows([Row(f"{i}/{j}", "image") for j in range(size)], vectors)
+        # Each entry holds two files open: a thousand of them are more than a process may open.
+        assert len(collection.manifest.entries) <= 15
+        assert len(collection) == 40 * size
+
+
+def test_many_superseded_rows_are_checked_at_once(tmp_path: Path) -> None:
+    with create(tmp_path / "i", space="s", dim=4) as collection, patch.object(os, "fsync"):
+        given = [Row(f"k{i}", "image") for i in range(3000)]
+        collection.add_rows(given, drawn(3000, 4))
+        collection.add_rows(given[:600], drawn(600, 4, 1))
+        asked: list[int] = []
+        real = shards.Shard.key
+        with patch.object(shards.Shard, "key", lambda shard, row: asked.append(row) or real(shard, row)):
+            assert len(snapshot.load_snapshot(collection.path)) == 3000
+        assert len(asked) < 100
+
+
+def test_whoever_tidies_is_waited_for_before_the_next_writer_is_let_in(tmp_path: Path) -> None:
+    collection = create(tmp_path / "i", space="s", dim=DIM)
+    collection.add_rows([Row(f"k{i}", "image") for i in range(100)], drawn(100))
+    collection.delete([f"k{i}" for i in range(20)])
+    begun, go_on = threading.Event(), threading.Event()
+    real, refused = merging.write_entry, []
+
+    def slow(*args, **kwargs):
+        begun.set()
+        go_on.wait(10)
+        with pytest.raises(StoreError, match="is writing"):
+            open_index(collection.path, write=True)
+        refused.append(True)
+        return real(*args, **kwargs)
+
+    with patch.object(merging, "write_entry", slow):
+        tidying = threading.Thread(target=collection.optimize)
+        tidying.start()
+        assert begun.wait(10)
+        closing = threading.Thread(target=collection.close)
+        closing.start()
+        time.sleep(0.05)
+        go_on.set()
+        closing.join()
+        tidying.join()
+    assert refused
+    with open_index(collection.path, write=True) as again:
+        assert len(again) == 80
+        assert again.verify(recall=False)["sound"]
+
+
 def test_an_entry_that_is_mostly_dead_is_rewritten(tmp_path: Path) -> None:
     with create(tmp_path / "i", space="s", dim=DIM) as collection:
         collection.add_rows([Row(f"k{i}", "image") for i in range(200)], drawn(200))
@@ -143,7 +198,6 @@ def test_writes_go_on_while_entries_are_merged(tmp_path: Path) -> None:
 
 def test_two_keys_of_one_hash_do_not_hide_each_other(tmp_path: Path) -> None:
     from clipette.errors import InternalError
-    from clipette.index import shards
 
     with create(tmp_path / "i", space="s", dim=DIM) as collection:
         flat = lambda keys: np.zeros(len(keys), np.uint64)  # noqa: E731

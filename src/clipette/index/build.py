@@ -81,13 +81,15 @@ def build_index(
         limit.check(lost, len(data.samples) + len(data.failures), what=f"samples of {data.reference}")
         _keep_queries(collection, data.samples, encoder)
         collection.set_fact("failures", [_failure(each) for each in lost[:1000]])
-        collection.finish(progress=progress)
+        collection.optimize(progress=progress)
         found = raise_until(collection, recall)
         if not found["met"]:
             log.warning("recall@10 of %s asked, %s measured: even the greatest effort does not reach it",
                         recall, found["recall"])  # fmt: skip
         if calibrated:
             keep_calibration(collection, calibrate(collection, encoder))
+        # Last: a build that is killed before goes on, and what readers may open is measured and calibrated.
+        collection.finish(progress=progress)
         return collection
     except BaseException:
         collection.close()

@@ -20,7 +20,7 @@ from clipette.index.derived import open_derived
 from clipette.index.drafting import Texts
 from clipette.index.exact import exact_search
 from clipette.index.filters import BUCKET, BUILT_IN, Filter, parse_filter
-from clipette.index.layout import EXACT_ROWS, Manifest, read_manifest, write_manifest
+from clipette.index.layout import EXACT_ROWS, MANIFEST, Manifest, read_manifest, write_manifest
 from clipette.index.lock import LOCK, drop_lock, take_lock
 from clipette.index.places import NOWHERE, read_place
 from clipette.index.recall import measure_recall, raise_until
@@ -29,7 +29,9 @@ from clipette.index.state import State
 from clipette.index.store import Found, Kind, Row, VectorStore
 from clipette.index.tidying import Tidier
 from clipette.index.upkeep import damage, derived_damage, describe, sweep
+from clipette.index.values import few_values
 from clipette.index.writing import AddReport, Writer
+from clipette.io import fsync_folder
 from clipette.store.layout import storage_errors
 from clipette.types import Encoder, Floats, Sample
 
@@ -64,8 +66,7 @@ class Collection:
 
     def close(self) -> None:
         """Finish what is being tidied and let the next writer in."""
-        self._tidier.wait()
-        self._state.close()
+        self._tidier.close()
         with self._opening:
             if self._store is not None:
                 self._store[1].close()
@@ -118,6 +119,10 @@ class Collection:
         """Keys in the order they were written; of one kind, of those that match ``where``."""
         snapshot = self._snapshot
         return snapshot.keys(snapshot.mask(_filter(where, snapshot), kind)[0])
+
+    def few_values(self, most: int) -> dict[str, list[str]]:
+        """The distinct values of each text column that has at most ``most``; see ``values.few_values``."""
+        return few_values(self._snapshot, most)
 
     def sample_keys(self, count: int, *, kind: Kind | None = None, seed: int = 0) -> list[str]:
         """At most ``count`` keys drawn at random without repetition; the same for equal ``seed`` and content."""
@@ -326,7 +331,10 @@ class Collection:
         """
         snapshot = self._snapshot
         damaged = damage(self.path, snapshot)
-        if damaged and self.refresh():  # a compaction meanwhile replaces files
+        # A compaction meanwhile replaces files: another process' shows at a refresh, our own at once.
+        for _ in range(5):
+            if not damaged or not (self.refresh() or self._snapshot is not snapshot):
+                break
             snapshot = self._snapshot
             damaged = damage(self.path, snapshot)
         if not damaged:
@@ -388,9 +396,9 @@ def create(
     """
     root = Path(path)
     with storage_errors(root):
-        if root.exists() and (not root.is_dir() or any(entry.name != LOCK for entry in root.iterdir())):
-            raise StoreError(f"{root}: not empty; name a new folder, or add to the index that is there")
+        _check_empty(root)
         root.mkdir(parents=True, exist_ok=True)
+        fsync_folder(root.parent)
     lock = take_lock(root)
     manifest = Manifest(
         id=secrets.token_hex(8),
@@ -403,11 +411,21 @@ def create(
         facts=dict(facts or {}),
     )
     try:
+        _check_empty(root)  # another process may have been faster, and have finished
         write_manifest(root, manifest)
         return Collection(root, lock)
     except BaseException:
         drop_lock(lock)
         raise
+
+
+def _check_empty(root: Path) -> None:
+    """Nothing but a lock, and what a process left that was killed before it had made an index."""
+    if root.exists() and (
+        not root.is_dir()
+        or any(entry.name != LOCK and not entry.name.startswith(f".{MANIFEST}.") for entry in root.iterdir())
+    ):
+        raise StoreError(f"{root}: not empty; name a new folder, or add to the index that is there")
 
 
 def open_index(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipette.errors import ConfigError
+from clipette.errors import ConfigError, StoreError
 from clipette.index.layout import Derived, Manifest
 from clipette.index.snapshot import Snapshot
 from clipette.index.store import KINDS, VectorRows, VectorStore
 from clipette.progress import track
 from clipette.store.layout import shard_name, storage_errors
 from clipette.types import Ints
+
+log = logging.getLogger(__name__)
 
 LANCE = "lance"
 BATCH = 20_000
@@ -58,6 +61,8 @@ def make_derived(root: Path, snapshot: Snapshot, *, progress: bool = False) -> D
     from clipette.index.milvus import create_milvus
 
     name = f"clipette_{manifest.id}_{manifest.generation}"
+    if manifest.derived is not None and manifest.derived.place.get("name") == name:
+        name += "b"  # the same rows indexed again: the old one answers until the new one is whole
     store = create_milvus(manifest.store, name, dim=manifest.dim, columns=manifest.columns)
     try:
         _upsert(store, snapshot, rows, store.columns, progress)
@@ -83,7 +88,7 @@ def _make_lance(root: Path, snapshot: Snapshot, rows: Ints, progress: bool) -> D
 
 
 def update_derived(root: Path, snapshot: Snapshot, *, progress: bool = False) -> Derived:
-    """The store with every write of ``snapshot`` in it: mended, or made anew where much has changed.
+    """The store with every write of ``snapshot`` in it: mended, or made anew where much has changed or it is damaged.
 
     Raises ``StoreError`` where a server does not answer.
     """
@@ -94,6 +99,16 @@ def update_derived(root: Path, snapshot: Snapshot, *, progress: bool = False) ->
     widened = any(snapshot.manifest.columns[name] != kind for name, kind in derived.columns.items())
     if widened or len(touched) > REMAKE * max(1, len(snapshot)):
         return make_derived(root, snapshot, progress=progress)
+    try:
+        return _mended(root, snapshot, derived, touched, progress)
+    except (StoreError, OSError, RuntimeError, ValueError) as error:  # LanceDB raises all of these
+        if snapshot.manifest.store != LANCE:
+            raise
+        log.warning("%s: the vector store cannot be brought up to date (%s); it is made anew", root, error)
+        return make_derived(root, snapshot, progress=progress)
+
+
+def _mended(root: Path, snapshot: Snapshot, derived: Derived, touched: Sequence[str], progress: bool) -> Derived:
     found = snapshot.find(touched)
     gone = [key for key, row in zip(touched, found.tolist(), strict=True) if row < 0]
     store = open_derived(root, snapshot.manifest, write=True)
@@ -119,7 +134,7 @@ def changed_keys(snapshot: Snapshot, since: int) -> list[str]:
     for shard in snapshot.shards:
         if shard.entry.seq > since:
             keys.update(dict.fromkeys(shard.gone))
-            keys.update(dict.fromkeys(shard.key(row) for row in range(len(shard))))
+            keys.update(dict.fromkeys(shard.column("key").to_pylist() if len(shard) else ()))
     return list(keys)
 
 
@@ -139,7 +154,7 @@ def _upsert(store: VectorStore, snapshot: Snapshot, rows: Ints, columns: Mapping
 def _vector_rows(snapshot: Snapshot, rows: Ints, columns: Mapping[str, str]) -> VectorRows:
     kinds = snapshot.kinds[rows]
     return VectorRows(
-        [snapshot.key(row) for row in rows.tolist()],
+        snapshot.names(rows),
         snapshot.vectors(rows),
         [KINDS[kind] for kind in kinds.tolist()],
         snapshot.columns(rows, list(columns)),

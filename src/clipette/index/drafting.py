@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from clipette.errors import BadImageError, DataError
-from clipette.index.filters import BUILT_IN
+from clipette.index.filters import BUILT_IN, Filter, In
 from clipette.index.places import BLOB, NOWHERE, Place, file_of, place_of, stamp_of, with_roots
 from clipette.index.shards import Draft
 from clipette.index.snapshot import Snapshot
@@ -38,12 +38,13 @@ class Drafted:
 
 @dataclass
 class _Plan:
-    """One row to be: ``vector`` is known where its image or text has not changed."""
+    """One row to be: ``data``: image bytes to keep; ``vector`` is known where its image or text has not changed."""
 
     row: Row
     place: Place
     stamp: str
     sample: Sample | None
+    data: bytes = b""
     old: int = -1
     vector: Floats | None = None
 
@@ -116,38 +117,51 @@ def draft_samples(
     files = [path for path in (file_of(sample.image) for sample in samples) if path is not None]
     roots = with_roots(snapshot.manifest.roots, files)
     drafted = Drafted(Draft([], np.zeros((0, encoder.dim), np.float32), [], []), roots)
-    blob = bytearray()
     plans: list[_Plan] = []
+    readable: list[Sample] = []
     for sample in samples:
         try:
-            plans += _plan_sample(snapshot, sample, texts, drafted, blob)
+            plans += _plan_sample(sample, texts, drafted)
+            readable.append(sample)
         except BadImageError as error:
             location = sample.image.location if sample.image is not None else ""
             drafted.failures.append(Failure(sample.key, location, str(error)))
+    stale = _stale_captions(snapshot, readable, texts)
     plans = [plan for plan in plans if _compared(snapshot, plan, drafted, replace)]
     lost = _encode(plans, encoder, drafted, batch_size, progress)
     kept = [plan for plan in plans if plan.vector is not None and plan.row.of not in lost]
     drafted.added = sum(plan.old < 0 for plan in kept)
     drafted.updated = len(kept) - drafted.added
     vectors = np.stack([plan.vector for plan in kept if plan.vector is not None]) if kept else drafted.rows.vectors
+    drafted.blob = _blob(kept)
     drafted.rows = Draft([p.row for p in kept], vectors, [p.place for p in kept], [p.stamp for p in kept])
-    drafted.blob = bytes(blob) if any(plan.place.root == BLOB for plan in kept) else b""
+    drafted.gone = [key for key, owner in stale.items() if owner not in lost]
     return drafted
 
 
-def _plan_sample(snapshot: Snapshot, sample: Sample, texts: Texts, drafted: Drafted, blob: bytearray) -> list[_Plan]:
+def _blob(plans: Sequence[_Plan]) -> bytes:
+    """The image bytes that are to be kept, one after the other, and their places in it."""
+    blob = bytearray()
+    for plan in plans:
+        if plan.place.root == BLOB and not plan.place.path:
+            plan.place = Place(BLOB, "", plan.place.member, len(blob), len(plan.data))
+            blob += plan.data
+    return bytes(blob)
+
+
+def _plan_sample(sample: Sample, texts: Texts, drafted: Drafted) -> list[_Plan]:
     meta, plans = meta_of(sample), []
     if sample.image is not None:
+        data = b""
         if file_of(sample.image) is not None:
             place, stamp = place_of(sample.image, drafted.roots), stamp_of(sample.image)
         else:
             data = sample.image.read()
-            # The number of the blob is known when it is written; until then its place in it is.
-            place, stamp = Place(BLOB, "", sample.image.location, len(blob), len(data)), digest(data)
-            blob += data
+            # Where in which blob is known when it is written.
+            place, stamp = Place(BLOB, "", sample.image.location), digest(data)
         caption = sample.captions[0] if sample.captions else None
         row = Row(sample.key, "image", place.shown, caption, meta)
-        plans.append(_Plan(row, place, stamp, sample))
+        plans.append(_Plan(row, place, stamp, sample, data))
     elif not sample.captions:
         drafted.failures.append(Failure(sample.key, "", "neither an image nor a text; drop the row"))
     if sample.image is None or texts == "captions":
@@ -155,19 +169,34 @@ def _plan_sample(snapshot: Snapshot, sample: Sample, texts: Texts, drafted: Draf
         for position, text in enumerate(sample.captions):
             key = sample.key if of is None and position == 0 else f"{sample.key}#{position}"
             plans.append(_Plan(Row(key, "text", "", text, meta, of), NOWHERE, digest(text.encode()), None))
-        drafted.gone += _stale_captions(snapshot, sample)
     return plans
 
 
-def _stale_captions(snapshot: Snapshot, sample: Sample) -> list[str]:
-    """Captions that the sample no longer has."""
-    stale: list[str] = []
-    while True:
-        key = f"{sample.key}#{len(sample.captions) + len(stale)}"
-        row = int(snapshot.find([key])[0])
-        if row < 0 or snapshot.row(row).kind != "text":
-            return stale
-        stale.append(key)
+def _stale_captions(snapshot: Snapshot, samples: Sequence[Sample], texts: Texts) -> dict[str, str]:
+    """Keys of captions that samples no longer have, each with the key of its sample."""
+    stale: dict[str, str] = {}
+    images = [sample.key for sample in samples if sample.image is not None] if texts == "captions" else []
+    there = {key for key, row in zip(images, snapshot.find(images).tolist(), strict=True) if row >= 0}
+    if there and snapshot.count("text"):
+        # By the image's key: where one caption was deleted by itself, those after it are its own still.
+        known = snapshot.keys(snapshot.mask(Filter(In("of", tuple(sorted(there)))), "text")[0])
+        counts = {sample.key: len(sample.captions) for sample in samples}
+        for key in known:
+            owner, _, number = key.rpartition("#")
+            if owner in there and number.isdecimal() and int(number) >= counts[owner]:
+                stale[key] = owner
+    for sample in samples:
+        position = len(sample.captions)
+        while sample.image is None and position and _is_text(snapshot, key := f"{sample.key}#{position}"):
+            stale[key] = sample.key
+            position += 1
+    return stale
+
+
+def _is_text(snapshot: Snapshot, key: str) -> bool:
+    """Whether ``key`` is that of a text by itself."""
+    row = int(snapshot.find([key])[0])
+    return row >= 0 and (known := snapshot.row(row)).kind == "text" and known.of is None
 
 
 def _compared(snapshot: Snapshot, plan: _Plan, drafted: Drafted, replace: bool) -> bool:

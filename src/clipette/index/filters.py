@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil, floor
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -372,11 +373,37 @@ def _evaluate(node: Node, column: Callable[[str], pa.Array]) -> pa.Array:
         found = pc.is_in(values, value_set=_typed(node.values, values.type))
         # is_in calls null "not in"; in SQL it is unknown, and so is its NOT.
         return pc.if_else(pc.is_null(values), pa.scalar(None, pa.bool_()), found)
-    return _COMPARE[node.operator](values, pa.scalar(node.value))
+    # In the column's own type: Arrow compares no float with whole numbers beyond 2^53.
+    if pa.types.is_integer(values.type) and isinstance(node.value, float):
+        return _evaluate(whole(node), column)
+    value = float(node.value) if pa.types.is_floating(values.type) else node.value
+    return _COMPARE[node.operator](values, pa.scalar(value))
+
+
+def whole(node: Compare) -> Node:
+    """A comparison with a whole number that says the same as the one with ``node.value``."""
+    value = float(node.value) if isinstance(node.value, float) else None
+    if value is None:
+        return node
+    nothing = In(node.column, ())
+    above, below = value >= 2.0**63, value < -(2.0**63)
+    if above or below:
+        smaller = node.operator in ("<", "<=")
+        larger = node.operator in (">", ">=")
+        return Not(nothing) if node.operator == "!=" or (smaller and above) or (larger and below) else nothing
+    if value.is_integer():
+        return replace(node, value=int(value))
+    if node.operator in ("=", "!="):
+        return nothing if node.operator == "=" else Not(nothing)
+    if node.operator in (">", ">="):
+        return Compare(node.column, ">", floor(value))
+    return Compare(node.column, "<", ceil(value))
 
 
 def _typed(values: Sequence[Scalar], kind: pa.DataType) -> pa.Array:
     """The values as the column's type; one that it cannot hold (2.5 among whole numbers) is in no row."""
     if pa.types.is_integer(kind):
-        values = [int(value) for value in values if value == int(value) and INT64[0] <= value <= INT64[1]]
+        values = [int(value) for value in values if value == int(value) and INT64[0] <= int(value) <= INT64[1]]
+    elif pa.types.is_floating(kind):
+        values = [float(value) for value in values]
     return pa.array(values, kind)

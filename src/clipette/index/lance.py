@@ -150,9 +150,11 @@ def partitions(rows: int) -> int:
 
 
 def probes(rows: int, effort: int) -> int:
-    """How many graphs are searched: all of a few; of many a share that grows with the effort."""
-    count = partitions(rows)
-    return min(count, max(PROBES, -(-count * effort // 1024)))
+    """How many graphs are searched: all of a few; of many a share that grows with the effort.
+
+    Rows may have been deleted since the graphs were made: there may be more of them than ``rows`` would be given now.
+    """
+    return max(PROBES, -(-partitions(rows) * effort // 1024))
 
 
 def _arrow(rows: VectorRows, dim: int, columns: Mapping[str, str]) -> pa.Table:

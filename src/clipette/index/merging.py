@@ -59,7 +59,8 @@ def _tail(snapshot: Snapshot, segment: range) -> list[range]:
     start, weight = segment.stop, 0
     for number in reversed(segment):
         size = _size(snapshot.shards[number])
-        if size >= SHARD_ROWS or size > max(weight, SMALL):
+        # Nothing follows the last one: whatever its size, a run may end with it.
+        if size >= SHARD_ROWS or (weight and size > max(weight, SMALL)):
             break
         start, weight = number, weight + size
     tail = range(start, segment.stop)

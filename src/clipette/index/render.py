@@ -6,9 +6,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import ceil, floor
 
-from clipette.index.filters import BUCKET, All, Any, Compare, Filter, In, IsNull, Like, Node, Not, Scalar
+from clipette.index.filters import BUCKET, All, Any, Compare, Filter, In, IsNull, Like, Node, Not, Scalar, whole
 from clipette.io import digest
 
 FIELDS = {"key": "key", "kind": "kind", BUCKET: "bucket"}
@@ -43,31 +42,11 @@ def typed_tree(node: Node, types: Mapping[str, str]) -> Node:
     if kind not in ("int", "float") or not isinstance(node, Compare | In):
         return node
     if isinstance(node, Compare):
-        return replace(node, value=float(node.value)) if kind == "float" else _whole(node)
+        return replace(node, value=float(node.value)) if kind == "float" else whole(node)
     if kind == "float":
         return replace(node, values=tuple(float(value) for value in node.values))
-    whole = (_whole(Compare(node.column, "=", value)) for value in node.values)
-    return replace(node, values=tuple(each.value for each in whole if isinstance(each, Compare)))
-
-
-def _whole(node: Compare) -> Node:
-    """A comparison with a whole number that says the same as the one with ``node.value``."""
-    value = float(node.value) if isinstance(node.value, float) else None
-    if value is None:
-        return node
-    nothing = In(node.column, ())
-    above, below = value >= 2.0**63, value < -(2.0**63)
-    if above or below:
-        smaller = node.operator in ("<", "<=")
-        larger = node.operator in (">", ">=")
-        return Not(nothing) if node.operator == "!=" or (smaller and above) or (larger and below) else nothing
-    if value.is_integer():
-        return replace(node, value=int(value))
-    if node.operator in ("=", "!="):
-        return nothing if node.operator == "=" else Not(nothing)
-    if node.operator in (">", ">="):
-        return Compare(node.column, ">", floor(value))
-    return Compare(node.column, "<", ceil(value))
+    found = (whole(Compare(node.column, "=", value)) for value in node.values)
+    return replace(node, values=tuple(each.value for each in found if isinstance(each, Compare)))
 
 
 # ---------------------------------------------------------------- SQL (LanceDB)

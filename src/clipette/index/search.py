@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -95,6 +96,8 @@ class How:
             raise ConfigError(f"search: mmr {self.mmr} is no balance; give 0 (diverse) to 1 (relevant)")
         if isinstance(self.threshold, str) and self.threshold != "auto":
             raise ConfigError(f"search: no threshold {self.threshold!r}; give 'auto', a cosine, or none")
+        if isinstance(self.threshold, float) and not math.isfinite(self.threshold):
+            raise ConfigError(f"search: no threshold {self.threshold}; give 'auto', a cosine, or none")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -142,7 +143,10 @@ def typed(value: Value, kind: str, key: str, name: str) -> Value:
             raise DataError(f"{key!r}: the value {value} of {name!r} does not fit in 64 bits; correct it")
         return value
     if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise DataError(f"{key!r}: a value of {name!r} has too many digits for a number; correct it") from None
     raise DataError(f"{key!r}: the column {name!r} holds {kind}, {value!r} is not; correct the value")
 
 
@@ -152,7 +156,13 @@ def merged_table(parts: Sequence[tuple[Shard, Ints]]) -> pa.Table:
     if not pieces:
         return pa.table({name: pa.array([], kind) for name, kind in _FIELDS})
     # A column that grew from whole numbers to float is the wider of the two.
-    return pa.concat_tables(pieces, promote_options="permissive")
+    wide = {field.name for piece in pieces for field in piece.schema if field.type == TYPES["float"]}
+    return pa.concat_tables([_widened(piece, wide) for piece in pieces], promote_options="permissive")
+
+
+def _widened(table: pa.Table, wide: Set[str]) -> pa.Table:
+    fields = [field.with_type(TYPES["float"]) if field.name in wide else field for field in table.schema]
+    return table.cast(pa.schema(fields), safe=False)
 
 
 def _encoded(text: str, key: str, name: str) -> bytes:
@@ -233,7 +243,8 @@ class Shard:
         found = self.column(name if name in BUILT_IN else META + name)
         if found is None:
             return pa.nulls(len(self), TYPES[kind])
-        return found if found.type == TYPES[kind] else found.cast(TYPES[kind])
+        # Whole numbers that became float since lose what a float cannot hold.
+        return found if found.type == TYPES[kind] else found.cast(TYPES[kind], safe=False)
 
     @cached_property
     def hashes(self) -> npt.NDArray[np.uint64]:
@@ -275,6 +286,11 @@ class Shard:
 _REPAIR = "the index is damaged: restore it from a copy, or build it again"
 
 
+def _unreadable(path: Path, error: BaseException) -> StoreError:
+    full = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+    return StoreError(f"{path}: cannot be read ({error}); {'allow more open files: ulimit -n' if full else _REPAIR}")
+
+
 def _opened(path: Path) -> Any:
     try:
         # Mapped: it stays readable when a compaction deletes the file.
@@ -282,7 +298,7 @@ def _opened(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); {_REPAIR}") from error
+        raise _unreadable(path, error) from error
 
 
 def _mapped(path: Path, rows: int, dim: int) -> npt.NDArray[np.float32]:
@@ -291,7 +307,7 @@ def _mapped(path: Path, rows: int, dim: int) -> npt.NDArray[np.float32]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, EOFError) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); {_REPAIR}") from error
+        raise _unreadable(path, error) from error
     if mapped.shape != (rows, dim) or mapped.dtype != np.float32:
         raise StoreError(f"{path}: holds {mapped.dtype} {list(mapped.shape)}, not float32 {[rows, dim]}; {_REPAIR}")
     # A plain array over the map: numpy's memmap subclass costs microseconds on every slice.

@@ -25,6 +25,8 @@ from clipette.types import Floats, Ints
 # Keys written since the sorted part was made are looked up in a dictionary, which each write copies.
 MOST_RECENT = 20_000
 MASKS = 16
+# Fewer rows than this are looked at one by one.
+FEW = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +80,11 @@ class Snapshot:
             return found
         hashes = hash_keys([keys[position] for position in old])
         places = np.minimum(np.searchsorted(self._index.hashes, hashes), len(self._index.hashes) - 1)
-        same = self._index.hashes[places] == hashes
-        for position, place, equal in zip(old, places.tolist(), same.tolist(), strict=True):
-            row = int(self._index.rows[place])
-            if equal and self.key(row) == keys[position]:
-                found[position] = row
+        same = np.flatnonzero(self._index.hashes[places] == hashes)
+        rows = self._index.rows[places[same]]
+        for which, row, key in zip(same.tolist(), rows.tolist(), self.names(rows), strict=True):
+            if key == keys[old[which]]:
+                found[old[which]] = row
         return found
 
     def rows_of(self, keys: Sequence[str]) -> Ints:
@@ -100,6 +102,18 @@ class Snapshot:
         """The key of one physical row."""
         shard, inside = self._where(row)
         return shard.key(inside)
+
+    def names(self, rows: Ints) -> list[str]:
+        """The keys of physical rows, in that order: of many at once, in a fraction of the time."""
+        if len(rows) < FEW:
+            return [self.key(row) for row in rows.tolist()]
+        out = np.empty(len(rows), dtype=object)
+        shards = np.searchsorted(self.starts, rows, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            chosen = np.flatnonzero(shards == shard)
+            keys = self.shards[shard].column("key").take(pa.array(rows[chosen] - self.starts[shard]))
+            out[chosen] = keys.to_numpy(zero_copy_only=False)
+        return list(out.tolist())
 
     def row(self, row: int) -> Row:
         """All that is known of one physical row."""
@@ -250,7 +264,10 @@ def _built(root: Path, manifest: Manifest, shards: Sequence[Shard]) -> Snapshot:
 
 def _refuse_collisions(snapshot: Snapshot, hashes: npt.NDArray[np.uint64], rows: Ints, last: Bools) -> None:
     """Two keys of one 64-bit hash (once in 30 million indexes of a million rows) must not hide each other."""
-    for place in np.flatnonzero(~last).tolist():
-        first, second = int(rows[place]), int(rows[place + 1])
-        if first >= 0 and second >= 0 and snapshot.key(first) != snapshot.key(second):
-            raise InternalError(f"{snapshot.root}: two keys share the hash {int(hashes[place]):x}; rename one of them")
+    places = np.flatnonzero(~last)
+    places = places[(rows[places] >= 0) & (rows[places + 1] >= 0)]
+    pairs = zip(snapshot.names(rows[places]), snapshot.names(rows[places + 1]), strict=True)
+    wrong = next((place for place, (first, second) in enumerate(pairs) if first != second), None)
+    if wrong is not None:
+        shared = int(hashes[places[wrong]])
+        raise InternalError(f"{snapshot.root}: two keys share the hash {shared:x}; rename one of them")

@@ -59,12 +59,15 @@ class State:
             self._version = version_of(self.path)
 
     def refresh(self) -> bool:
-        """See what another process wrote; whether there was anything."""
+        """See what another process wrote; whether there was anything. Raises ``StoreError``: another index is there."""
         with self.writing:
             version = version_of(self.path)
             if version == self._version:
                 return False
             manifest = read_manifest(self.path)
+            if manifest.id != self.manifest.id:
+                # Its files have the numbers of ours, and other rows.
+                raise StoreError(f"{self.path}: another index has been built here since; open it anew")
             try:
                 self._snapshot = self._snapshot.advance(manifest)
             except FileNotFoundError:  # compacted between the two

@@ -39,10 +39,12 @@ class Tidier:
             self._thread = threading.Thread(target=self._quietly, name="clipette-index-tidy", daemon=True)
             self._thread.start()
 
-    def wait(self) -> None:
-        """Until nothing is being tidied."""
+    def close(self) -> None:
+        """Finish what is being tidied, then let the next writer in: its file numbers must not be ours any more."""
         if self._thread is not None:
             self._thread.join()
+        with self._tidying:
+            self._state.close()
 
     def _due(self) -> bool:
         snapshot = self._state.snapshot
@@ -53,6 +55,7 @@ class Tidier:
             with self._tidying:
                 while self._due() and self._state.writable:
                     self.merge()
+                    self._drop_blobs()
                     if needs_store(self._state.snapshot):
                         self.sync()
         except Exception as error:  # a server away, a full disk: the next write tries again
@@ -126,7 +129,8 @@ class Tidier:
 
     def _drop_blobs(self) -> None:
         with self._tidying:
-            unused = unused_blobs(self._state.snapshot)
+            snapshot = self._state.snapshot
+            unused = unused_blobs(snapshot) if snapshot.manifest.blobs else set()
             if unused:
 
                 def changed(manifest: Manifest) -> Manifest:

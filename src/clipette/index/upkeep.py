@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clipette.errors import ClipetteError
-from clipette.index.derived import open_derived, strays
-from clipette.index.layout import MANIFEST, Manifest, files_of
+from clipette.index.derived import open_derived, strays, tail_start
+from clipette.index.layout import Manifest, files_of
 from clipette.index.snapshot import Snapshot
+from clipette.index.store import VectorStore
 from clipette.io import digest_file
 from clipette.store.layout import storage_errors
 
 # A text of a fact that is longer is packed numbers: nothing for people.
 LONGEST = 256
+# Rows of the vector store that are compared with those of the index.
+SAMPLED = 200
 
 
 def sweep(root: Path, manifest: Manifest) -> None:
@@ -28,7 +33,7 @@ def sweep(root: Path, manifest: Manifest) -> None:
             for path in folder.glob("*") if folder.is_dir() else ():
                 if path not in kept:
                     path.unlink(missing_ok=True)
-        for path in root.glob(f".{MANIFEST}.*.tmp"):
+        for path in root.glob(".*.tmp"):
             path.unlink(missing_ok=True)
         for path in strays(root, manifest):
             shutil.rmtree(path, ignore_errors=True)
@@ -38,12 +43,16 @@ def damage(root: Path, snapshot: Snapshot) -> list[str]:
     """What is wrong with the files of an index, by their sizes and digests, and with its vectors."""
     found: list[str] = []
     for path, record in files_of(root, snapshot.manifest):
-        if not path.exists():
+        try:
+            size = path.stat().st_size
+            if size != record.size:
+                found.append(f"{path} is cut or grown to {size} of {record.size} bytes")
+            elif digest_file(path) != record.digest:
+                found.append(f"{path} has changed since it was written")
+        except FileNotFoundError:
             found.append(f"{path} is missing")
-        elif path.stat().st_size != record.size:
-            found.append(f"{path} is cut or grown to {path.stat().st_size} of {record.size} bytes")
-        elif digest_file(path) != record.digest:
-            found.append(f"{path} has changed since it was written")
+        except OSError as error:
+            found.append(f"{path} cannot be read ({error.strerror})")
     if not found:
         for shard in snapshot.shards:
             norms = np.linalg.norm(shard.vectors, axis=1)
@@ -61,10 +70,15 @@ def derived_damage(root: Path, snapshot: Snapshot) -> list[str]:
         store = open_derived(root, manifest)
         try:
             there = store.count()
+            stored = _differing(store, snapshot, tail_start(snapshot, manifest.derived.synced))
         finally:
             store.close()
     except ClipetteError as error:
         return [str(error)]
+    except (OSError, RuntimeError, ValueError) as error:  # LanceDB raises all of these
+        return [f"the vector store ({manifest.store}) cannot be read ({error}); run clipette index rebuild"]
+    if stored:
+        return [f"the vector store ({manifest.store}) holds another vector of {stored!r}; run clipette index rebuild"]
     if manifest.derived.synced == manifest.generation and there != len(snapshot):
         return [
             f"the vector store ({manifest.store}) holds {there} rows for {len(snapshot)}; run clipette index rebuild"
@@ -72,9 +86,26 @@ def derived_damage(root: Path, snapshot: Snapshot) -> list[str]:
     return []
 
 
+def _differing(store: VectorStore, snapshot: Snapshot, tail: int) -> str | None:
+    """Of a sample of the rows that the store must hold the first whose vector is another; it must answer, too."""
+    rows = np.flatnonzero(snapshot.live[: snapshot.starts[tail]])
+    rows = rows[np.round(np.linspace(0, len(rows) - 1, min(SAMPLED, len(rows)))).astype(np.int64)]
+    if not len(rows):
+        return None
+    keys, vectors = snapshot.names(rows), snapshot.vectors(rows)
+    store.search(vectors[:1], 1)
+    wrong = np.flatnonzero(np.abs(store.get(keys) - vectors).max(axis=1) > 1e-3)
+    return keys[int(wrong[0])] if len(wrong) else None
+
+
 def size_of(folder: Path) -> int:
-    """Bytes of all files below ``folder``."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of all files below ``folder``, less those that go while they are counted."""
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(where, name)).st_size
+    return total
 
 
 def describe(root: Path, snapshot: Snapshot) -> dict[str, Any]:

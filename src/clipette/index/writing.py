@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from clipette.errors import DataError
 from clipette.index.drafting import Drafted, Texts, draft_samples, merged_columns
+from clipette.index.filters import Filter, In
 from clipette.index.layout import appended, blob_path
 from clipette.index.places import BLOB, NOWHERE
 from clipette.index.shards import Draft, check_draft, rows_table, write_entry
 from clipette.index.state import State
-from clipette.index.store import Row
+from clipette.index.store import KINDS, Row
 from clipette.index.tidying import Tidier
 from clipette.io import digest, write_atomic
 from clipette.store.layout import FileRecord, storage_errors
@@ -96,12 +98,10 @@ class Writer:
             self._state.require_writer()
             snapshot = self._state.snapshot
             found = snapshot.find(keys)
-            gone = dict.fromkeys(key for key, row in zip(keys, found.tolist(), strict=True) if row >= 0)
-            for key in list(gone):
-                position = 0
-                while (row := int(snapshot.find([f"{key}#{position}"])[0])) >= 0 and snapshot.row(row).of == key:
-                    gone[f"{key}#{position}"] = None
-                    position += 1
+            there = found >= 0
+            gone = dict.fromkeys(key for key, known in zip(keys, there.tolist(), strict=True) if known)
+            if snapshot.count("text") and (snapshot.kinds[found[there]] == KINDS.index("image")).any():
+                gone |= dict.fromkeys(snapshot.keys(snapshot.mask(Filter(In("of", tuple(gone))), "text")[0]))
             if gone:
                 empty = Draft([], np.zeros((0, snapshot.manifest.dim), np.float32), [], [])
                 self._commit(Drafted(empty, snapshot.manifest.roots), list(gone))
@@ -114,6 +114,7 @@ class Writer:
         if not len(vectors) and not gone:
             return
         columns = merged_columns(manifest.columns, drafted.rows.rows)
+        _check_names(columns, drafted.roots)
         number, generation, blobs = self._state.number(), manifest.generation + 1, dict(manifest.blobs)
         table = rows_table(_with_blob(drafted.rows, number), columns)
         with storage_errors(path):
@@ -127,6 +128,16 @@ class Writer:
                 newest, [entry], generation=generation, next=max(newest.next, number + 1), **changes
             )
         )
+
+
+def _check_names(columns: Iterable[str], roots: Iterable[str]) -> None:
+    """Raises ``DataError`` where the manifest could not be written."""
+    for what, names in (("column", columns), ("folder", roots)):
+        for name in names:
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise DataError(f"the name of the {what} {name!r} is not valid Unicode; rename it") from None
 
 
 def _with_blob(draft: Draft, number: int) -> Draft:
