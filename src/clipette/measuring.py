@@ -25,6 +25,7 @@ from clipette.evaluate.tables import print_tables
 from clipette.evaluate.wording import AUTO, fitting_templates
 from clipette.io import write_atomic, write_json
 from clipette.resolve import resolve
+from clipette.runtime.bundle import is_bundle, open_bundle
 from clipette.types import Encoder
 
 TIMING = Timing()
@@ -113,8 +114,10 @@ def classify(
 ) -> dict[str, object]:
     """Which of ``labels``, or of ``answers`` to ``question``, fits a picture; ``out``: a PNG of bars beside it.
 
-    Raises ``ConfigError`` unless either labels or a question with answers are given.
+    A bundle of stored classes has its own labels, where none are given. Raises ``ConfigError`` unless either labels or
+    a question with answers are there.
     """
+    labels = labels or (_stored_classes(model) if question is None else ())
     if bool(labels) == (question is not None) or bool(answers) != (question is not None):
         raise ConfigError("give either --labels, or --question with --answers")
     try:
@@ -132,6 +135,12 @@ def classify(
         write_atomic(Path(out), picture.chart(content, found))
         summary["chart"] = str(out)
     return summary
+
+
+def _stored_classes(model: str) -> tuple[str, ...]:
+    path = Path(model).expanduser()
+    content = open_bundle(path).files.get("classes.json") if path.is_dir() and is_bundle(path) else None
+    return () if content is None else tuple(json.loads(content))
 
 
 def _named_data(references: Sequence[str]) -> dict[str, Dataset]:

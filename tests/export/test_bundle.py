@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 from tests.export.kinds import KINDS, student
 
 from clipette.errors import BadImageError, ConfigError, ModelError, UnsupportedError, UserError
@@ -27,6 +28,7 @@ from clipette.export.bundle import export_bundle
 from clipette.export.classes import add_classes, with_classes
 from clipette.export.parity import PARITY, Parity, pictures
 from clipette.io import digest
+from clipette.measuring import classify
 from clipette.models.core import DualEncoder
 from clipette.models.inference import TorchEncoder
 from clipette.models.rebuild import table_text_tower
@@ -136,6 +138,12 @@ def test_class_bundles_grow_by_classes(kept: tuple[Path, TorchEncoder], tmp_path
     np.testing.assert_array_equal(grown.encode_texts(["ring"]), ours.encode_texts(["ring"]))
     expected = class_vectors(model, ["a blue sky"], "plain")
     np.testing.assert_allclose(grown.encode_texts(["a blue sky"]), expected, atol=1e-5)
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
+    assert {each["label"] for each in classify(str(path), tmp_path / "red.png")["scores"]} == {
+        "red star",
+        "ring",
+        "a blue sky",
+    }
     with pytest.raises(ConfigError, match="has the class 'ring' already"):
         add_classes(path, model, ["ring"])
     with pytest.raises(ConfigError, match="given twice"):

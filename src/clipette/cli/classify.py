@@ -18,7 +18,7 @@ def classify(
     image: Annotated[Path, typer.Argument(help="The picture.")],
     model: Annotated[str, typer.Option(metavar="REF", help="A run, a folder, open_clip:, hf: or lit:.")],
     labels: Annotated[
-        list[str] | None, typer.Option(metavar="A,B,...", help="Names to choose from; may be repeated.")
+        list[str] | None, typer.Option(metavar="A,B,...", help="Names to choose from. Default: a class bundle's own.")
     ] = None,
     question: Annotated[str | None, typer.Option(help="A question, turned into a prompt for each answer.")] = None,
     answers: Annotated[list[str] | None, typer.Option(metavar="A,B,...", help="Answers to --question.")] = None,
