@@ -36,6 +36,11 @@ BASELINES = ("clip", "unlabelled")
 # removes one), and options of the method.
 CANDIDATES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "default+clip": ({"clip": 1}, {}),
+    "default+clip+interactive": ({"clip": 1, "interactive": 1}, {}),
+    "default+clip+relations": (
+        {"clip": 1, "interactive": 1, "clip_rd": {"weight": 1, "vertical": 1, "cross": 1}},
+        {},
+    ),
     "default+contrast": ({"image_to_teacher": {"weight": 1, "temperature": 0.07}}, {}),
     "default+classes": ({"class_text_kl": 1}, {}),
     "default+pairs": ({"in_batch_kl": 1}, {}),
