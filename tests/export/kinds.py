@@ -16,6 +16,7 @@ from transformers import BertConfig, BertModel
 from clipette.models.core import DualEncoder
 from clipette.models.open_clip_models import load_open_clip
 from clipette.models.pruned import Kept, open_layers, prune
+from clipette.models.slim import open_inner, slim
 from clipette.models.spec import ModelSpec
 from clipette.models.students import build_model, load_pair
 from clipette.models.transformers_models import load_transformers
@@ -78,6 +79,14 @@ def pruned(folder: Path) -> DualEncoder:
     return model
 
 
+def slimmed(folder: Path) -> DualEncoder:
+    """Blocks with fewer channels inside than their family says, squeeze-and-excitation among them."""
+    model = student(image={"name": "mobilenetv3_small_050"})
+    image = model.image_tower()
+    slim(image, {inner.name: torch.arange(0, inner.channels, 3) for inner in open_inner(image)})
+    return model
+
+
 STUDENTS: dict[str, dict[str, Any]] = {
     "student": {},
     "student, mobilenet": {"image": {"name": "mobilenetv3_small_050"}},
@@ -94,4 +103,5 @@ KINDS: dict[str, Callable[[Path], DualEncoder]] = {
     "lit pair": lit_pair,
     **{name: partial(student, **changes) for name, changes in STUDENTS.items()},
     "student, pruned": pruned,
+    "student, slim": slimmed,
 }

@@ -9,6 +9,7 @@ that ``clipette distill --student`` starts from.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,13 @@ class _Made:
 def is_pruned(folder: Path) -> bool:
     """Whether the folder is what ``prune`` wrote."""
     return (folder / REPORT).is_file()
+
+
+def untouched(folder: Path) -> tuple[str, ...]:
+    """Which towers, of a folder that ``prune`` wrote, are as they were in the whole model."""
+    if not is_pruned(folder):
+        return ()
+    return tuple(json.loads((folder / REPORT).read_text()).get("untouched", ()))
 
 
 def prune(
@@ -184,16 +192,16 @@ def _write(
     }
     layers = {f"{side}.{stack}": list(kept) for side, r in found.reports.items() for stack, kept in r.layers.items()}
     notes = [note for report in found.reports.values() for note in report.notes]
+    changed = {*found.reports, *(["image"] if found.channels else [])}
+    same = [side for side in ("image", "text") if side not in changed]
     left = [name for report in found.reports.values() for name in report.initialised]
 
     def fill(made: Path) -> None:
         save_model(encoder.model, made / "model", name=encoder.name, space=space, card={**card, "pruned": facts})
         if trained_on is not None:
             trained_on.write(made / "model")
-        write_json(
-            made / REPORT,
-            {**facts, "layers": layers, "channels": dict(found.channels), "notes": notes, "initialised": left},
-        )
+        told = {"layers": layers, "channels": dict(found.channels), "notes": notes, "initialised": left}
+        write_json(made / REPORT, {**facts, **told, "untouched": same})
 
     write_folder(found.path, fill, ours=is_pruned, what=KIND)
     return found
