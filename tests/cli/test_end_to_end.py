@@ -165,7 +165,7 @@ def test_a_full_disk_is_said_and_the_run_resumes_when_there_is_room(world: Path,
     filler = small_disk / "filler"
     filler.write_bytes(b"0" * 29_000_000)
     arguments = ("--teacher", "teacher", "--data", "csv:train.csv", "--set", "train.keep=last")
-    refused(distill(world, *arguments, out=str(small_disk / "run")), "the disk is full", "it resumes")
+    refused(distill(world, *arguments, out=str(small_disk / "run")), "the disk is full", "what is done is kept")
     assert (small_disk / "run" / "store" / "manifest.json").exists()
     filler.unlink()
     ok(distill(world, *arguments, out=str(small_disk / "run")))

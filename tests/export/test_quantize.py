@@ -212,3 +212,5 @@ def test_settings_that_do_not_exist(bundle: Path, data: Dataset, tmp_path: Path)
     texts = Dataset("none", tuple(data.samples[:0]))
     with pytest.raises(ConfigError, match="captions or class names"):
         smaller._Graphs(load_bundle(bundle), texts, "int8")._tokens()
+    with pytest.raises(ConfigError, match="this is the bundle that is to be made smaller"):
+        quantize(bundle, data, bundle)

@@ -152,7 +152,7 @@ def _explain(error: Exception, debug: bool) -> int:
             return _say(f"this needs the library {error.name!r}: pip install 'clipette[{extra}]'", 2)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" while writing {error.filename}" if error.filename else ""
-        return _say(f"the disk is full{where}; free some space and run the same command again: it resumes", 2)
+        return _say(f"the disk is full{where}; free some space and run the same command again: what is done is kept", 2)
     if isinstance(error, PermissionError):
         return _say(f"{error.filename}: permission denied; choose another folder or change its permissions", 2)
     if (

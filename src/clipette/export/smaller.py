@@ -74,6 +74,8 @@ def quantize(
         raise ConfigError(f"{source} is {full.bundle.manifest['precision']} already: start from the full bundle")
     target = Path(out)
     check_target(target, is_bundle, KIND)
+    if target.resolve() == Path(source).resolve():
+        raise ConfigError(f"{target}: this is the bundle that is to be made smaller; name another place for the result")
     reference = CachedEncoder(full)
     graphs = _Graphs(full, calibration if calibration is not None else data.limit(4 * CALIBRATION_IMAGES), precision)
     levels = [count for count in KEPT if count >= kept][: None if milder else 1] if precision != "fp16" else [0]

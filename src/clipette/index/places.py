@@ -62,13 +62,17 @@ def stamp_of(image: ImageBytes) -> str:
 
 
 def with_roots(roots: Sequence[str], files: Sequence[str]) -> tuple[str, ...]:
-    """``roots``, and for files in none of them their common folder (per top folder, where they share no other)."""
+    """``roots``, and for files in none of them their common folder (per top folder, where they share no other).
+
+    A file that is not there (a dangling link) opens no folder, and none opens the whole disk.
+    """
     known = list(roots)
-    outside = {os.path.dirname(path) for path in files if _root_of(known, path) is None}
+    there = (path for path in files if _root_of(known, path) is None and os.path.isfile(path))
+    outside = {folder for folder in map(os.path.dirname, there) if folder != os.path.dirname(folder)}
     groups: dict[str, list[str]] = {}
     for folder in sorted(outside):
         parts = Path(folder).parts
-        groups.setdefault(parts[1] if len(parts) > 1 else "", []).append(folder)
+        groups.setdefault(parts[1], []).append(folder)
     return (*known, *(os.path.commonpath(folders) for folders in groups.values()))
 
 
