@@ -5,12 +5,13 @@ Four parts, each kept arm by arm in the cache, so that an interrupted run goes o
 - ``real``: the LiT teacher (T1 of ``flickr8k.py``: a convolutional image tower, so text prompts and what works on
   stored features): caltech101 and cifar100 base-to-novel, pacs leaving one domain out, eurosat few-shot;
 - ``world``: a model of two small transformers, pre-trained in the rendered sample world, for methods that put tokens
-  into both towers: base-to-novel over the world's classes;
+  into both towers, and for all others: base-to-novel over the world's classes;
 - ``promptkd``: both stages, stage 2 with the zero-shot teacher, and direct prompt learning of the student, in the
   world; transductive and inductive rows apart;
 - ``cost``: trained parameters, seconds, peak memory, and class texts computed once against at each step.
 
-``make bench-adapt``; ``--parts``, ``--methods``, ``--seeds`` and ``--smoke`` make it shorter.
+``make bench-adapt``; ``--parts``, ``--sets``, ``--methods``, ``--seeds`` and ``--smoke`` make it shorter: pieces that
+ran before are read back by the whole.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from clipette.train.recipe import Recipe
 from clipette.verbs import distill, pretrain
 from common import PROJECT, arguments, bench_cache, finish, machine, say, shared_folder
 
-# A convolutional image tower takes these; CoCoOp encodes every class text for every image: few of them.
+# A convolutional image tower takes these. CoCoOp and TPT encode every class text for every image: in the world only.
 FEATURES = (
     "zero-shot",
     "coop",
@@ -56,17 +57,21 @@ FEATURES = (
     "linear-probe",
     "upl",
 )
-TOKENS = ("zero-shot", "coop", "kgcoop", "cocoop", "vpt", "maple", "promptsrc", "taskres", "tip-adapter", "upl")
+TOKENS = (*FEATURES, "cocoop", "vpt", "maple", "promptsrc", "wise-ft", "tpt")
+# Nothing is drawn that they see: every seed would say the same.
+SEEDLESS = ("zero-shot", "tpt")
+SETS = ("caltech101", "cifar100", "pacs", "eurosat")
 LOOP = ("coop", "kgcoop", "cocoop", "vpt", "maple", "promptsrc", "upl", "wise-ft")
 PARTS = ("real", "world", "promptkd", "cost")
 
 
 def newest_teacher() -> Path:
-    """T1 of bench-flickr8k, wherever it was made last."""
+    """T1 of bench-flickr8k, of all its images, wherever it was made last."""
     made = sorted(bench_cache("flickr8k").glob("T1-0-*/summary.json"), key=lambda path: path.stat().st_mtime)
-    if not made:
+    whole = [path.parent for path in made if "limit=" not in json.loads(path.read_text())["data"]]
+    if not whole:
         raise SystemExit("the teacher T1 is missing: run `make bench-flickr8k` first, or name another with --teacher")
-    return made[-1].parent
+    return whole[-1]
 
 
 def study(name: str, base: str, data: str, protocol: str, options: Any, **more: Any) -> list[dict[str, Any]]:
@@ -79,15 +84,22 @@ def study(name: str, base: str, data: str, protocol: str, options: Any, **more: 
     begun = time.perf_counter()
     rows: list[dict[str, Any]] = []
     for recipe in recipes:
-        own = [*overrides, *smaller(recipe, options.smoke)]
-        given = {"base": base, "data": data, "out": out, "overrides": own, "seeds": seeds(options), **more}
+        first = TO_NOVEL.get(recipe, []) if protocol == "base-to-novel" else []
+        own = [*first, *overrides, *smaller(recipe, options.smoke)]
+        drawn = seeds(options)[: 1 if recipe in SEEDLESS else None]
+        given = {"base": base, "data": data, "out": out, "overrides": own, "seeds": drawn, **more}
         found = adapt_study([recipe], protocol, **given)
         table = found["table"]
         assert isinstance(table, list)
         rows += table
         say(f"{name} {recipe}: " + ", ".join(f"{row['figure']} {row['mean']:.4f} ± {row['sd']:.4f}" for row in table))
-    say(f"{name}: {time.perf_counter() - begun:.0f} s")
+    if recipes:
+        say(f"{name}: {time.perf_counter() - begun:.0f} s")
     return rows
+
+
+# CoOp begins at a phrase there (its authors); alone a linear probe has no weights for a class that it has not seen.
+TO_NOVEL = {"coop": ["method.tokens=4", "method.start=a photo of a"], "linear-probe": ["method.text_start=true"]}
 
 
 def seeds(options: Any) -> list[int]:
@@ -99,14 +111,27 @@ def seeds(options: Any) -> list[int]:
 def smaller(recipe: str, smoke: bool) -> list[str]:
     """Overrides that fit a recipe: published budgets are for a ViT-B/16 and hours of a GPU."""
     loop = recipe in LOOP
+    sets = [f"views.count={2 if smoke else 4}"] if recipe != "linear-probe" else []
     if smoke:
-        sets = ["views.count=2"] if recipe != "linear-probe" else []
         sets += ["train.steps=2", "train.batch_size=2"] if loop else []
         sets += ["method.tokens=4"] if recipe in ("coop", "upl") else []
         sets += ["method.fit.epochs=2"] if recipe in ("clip-adapter", "tip-adapter-f", "taskres") else []
+        sets += ["method.views=4"] if recipe == "tpt" else []
         return sets
-    few = {"coop": ["train.epochs=50"], "kgcoop": ["train.batch_size=32", "train.epochs=50"]}
-    return few.get(recipe, [])
+    return [*sets, *FEWER.get(recipe, [])]
+
+
+# The class texts cost the same whatever the batch: large ones at a higher rate, and as many steps as there is time for.
+TEXTS = ["train.steps=100", "train.batch_size=128", "train.optimizer.lr=4e-3"]
+FEWER = {
+    "coop": TEXTS,
+    "kgcoop": TEXTS,
+    "upl": TEXTS,
+    "cocoop": ["train.epochs=4", "train.batch_size=4"],
+    "vpt": ["train.epochs=10"],
+    "wise-ft": ["train.optimizer.lr=1e-4"],
+    "tpt": ["method.views=16"],
+}
 
 
 # ---------------------------------------------------------------- real data
@@ -114,7 +139,7 @@ def smaller(recipe: str, smoke: bool) -> list[str]:
 
 def real(options: Any, shared: Path) -> dict[str, Any]:
     """The LiT teacher on four data sets."""
-    base = str(options.teacher or newest_teacher())
+    base = str(options.teacher)
     few = "?limit=120" if options.smoke else ""
 
     def data(name: str) -> str:
@@ -124,13 +149,17 @@ def real(options: Any, shared: Path) -> dict[str, Any]:
     curve = {"shots": [1, 2] if options.smoke else [1, 2, 4, 8, 16]}
     short = ("zero-shot", "coop", "clip-adapter", "tip-adapter", "tip-adapter-f", "taskres", "linear-probe")
     few_shots = {"recipes": FEATURES, **shots}
-    # A linear probe has no weights for classes that it has not seen.
-    to_novel = {"recipes": tuple(recipe for recipe in FEATURES if recipe != "linear-probe"), **shots}
+    asked: dict[str, tuple[str, str, dict[str, Any]]] = {
+        # It has eight images a class: four to learn from, four to choose by.
+        "caltech101": (data("caltech101.tar"), "base-to-novel", {**few_shots, "shots": [2 if options.smoke else 4]}),
+        "cifar100": (data("cifar100.tar.gz"), "base-to-novel", few_shots),
+        "pacs": (data("pacs.tar"), "domain-generalisation", few_shots),
+        "eurosat": (data("eurosat.tar.gz"), "few-shot", {"recipes": short, **curve}),
+    }
     return {
-        "caltech101": study("caltech101", base, data("caltech101.tar"), "base-to-novel", options, **to_novel),
-        "cifar100": study("cifar100", base, data("cifar100.tar.gz"), "base-to-novel", options, **to_novel),
-        "pacs": study("pacs", base, data("pacs.tar"), "domain-generalisation", options, **few_shots),
-        "eurosat": study("eurosat", base, data("eurosat.tar.gz"), "few-shot", options, recipes=short, **curve),
+        name: study(name, base, reference, protocol, options, **dict(more))
+        for name, (reference, protocol, more) in asked.items()
+        if name in options.sets.split(",")
     }
 
 
@@ -169,12 +198,15 @@ class World:
 
 # The world's captions say "a picture of a …", and its words have no photo.
 SAID = "a picture of a {}."
-PHRASED = ("kgcoop", "cocoop", "maple", "promptsrc", "tpt")
+PHRASED = ("coop", "kgcoop", "cocoop", "maple", "promptsrc", "tpt")
 
 
 def in_the_world(recipe: str) -> list[str]:
     """Overrides that word things as the world does."""
-    return [f"templates={SAID}", *(["method.start=a picture of a"] if recipe in PHRASED else [])]
+    phrase = ["method.tokens=4"] if recipe == "coop" else []
+    phrase += ["method.start=a picture of a"] if recipe in PHRASED else []
+    # Of CLIP's eighty templates its words are none: PromptSRC is held near the one that it knows.
+    return [f"templates={SAID}", *phrase, *([f"method.templates={SAID}"] if recipe == "promptsrc" else [])]
 
 
 def world(options: Any) -> dict[str, Any]:
@@ -200,12 +232,13 @@ def promptkd(options: Any) -> dict[str, Any]:
     # The prompted teacher's classes are named in the wording that its context stands for.
     for arm, (adapted, wording) in {"both stages": (stage, "single"), "zero-shot teacher": (None, SAID)}.items():
         for seed in seeds(options):
-            told = digest_json([here.teacher, here.student, steps, stage, wording, seed])[:8]
+            told = digest_json([here.teacher, here.student, steps, adapted, wording, seed])[:8]
             out = bench_cache("adapt") / f"promptkd-{arm.split()[0]}-{told}"
             if not (out / "scores.json").is_file():
                 student = {"space": "teacher", "image": promptkd_image(here.student)}
                 sets = [f"student={json.dumps(student)}", f"adapt={json.dumps(adapted)}", f"seed={seed}", *steps]
                 sets.append(f"classes.templates={wording}")
+                sets.append(f"loss.class_text_kl.weight={1000 / len(load_data(here.train).class_names):.1f}")
                 distill("promptkd", teacher=here.teacher, data=here.train, out=out, overrides=sets)
                 found = resolve(str(out))
                 scores = {half: zero_shot(found, part, wording).top1.value for half, part in test.items()}
@@ -259,12 +292,16 @@ def cost(options: Any) -> dict[str, Any]:
     here = World.opened(options)
     found: dict[str, Any] = {}
     for recipe in TOKENS[:3] if options.smoke else TOKENS:
-        command = [sys.executable, __file__, "--one", recipe, *(["--smoke"] if options.smoke else [])]
-        command += ["--steps", str(options.steps)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{recipe}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'failed'}")
-        found[recipe] = json.loads(done.stdout.splitlines()[-1])
+        kept = bench_cache("adapt") / f"cost-{recipe}-{digest_json([here.teacher, options.smoke])[:8]}.json"
+        if not kept.is_file():
+            command = [sys.executable, __file__, "--one", recipe, *(["--smoke"] if options.smoke else [])]
+            command += ["--steps", str(options.steps)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                why = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "failed"
+                raise SystemExit(f"{recipe}: {why}")
+            write_json(kept, json.loads(done.stdout.splitlines()[-1]))
+        found[recipe] = json.loads(kept.read_text())
         say(f"cost {recipe}: {found[recipe]}")
     return {"methods": found, "texts_once": texts_once(here, options)}
 
@@ -315,7 +352,8 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", default="1,2,3", help="comma-separated")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
     parser.add_argument("--methods", default="", help="comma-separated; all, if not given")
-    parser.add_argument("--steps", type=int, default=2000, help="of the world's pre-training")
+    parser.add_argument("--sets", default=",".join(SETS), help="of the real data sets, comma-separated")
+    parser.add_argument("--steps", type=int, default=600, help="of the world's pre-training")
     parser.add_argument("--teacher", type=Path, help="run directory; T1 of bench-flickr8k by default")
     parser.add_argument("--one", help="one method's cost, in this process")
     options = parser.parse_args(given)
@@ -327,8 +365,12 @@ def main(given: Sequence[str] | None = None) -> None:
     shared = shared_folder()
     if "real" in parts and shared is None:
         raise SystemExit("real data absent: set CLIPETTE_SHARED, or leave it out: --parts world,promptkd,cost")
+    if "real" in parts:
+        options.teacher = options.teacher or newest_teacher()
+        found["teacher"] = options.teacher.name
     for part in parts:
         found[part] = real(options, shared) if part == "real" and shared else WORK[part](options)
+        write_json(options.out / "summary.json", found)
     finish(found, options.out)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ def test_the_world_and_promptkd(project: Path, tmp_path: Path) -> None:
     summary = smoke(project, tmp_path, "benchmarks/adapt.py", "--parts", "world,promptkd")
     rows = summary["world"]["base_to_novel"]
     assert {row["figure"] for row in rows} == {"base", "novel", "harmonic_mean"}
-    assert len(rows) == 3 * 10
+    assert len(rows) == 3 * 15
     assert all(row["protocol"] == "inductive" for row in rows)
     assert set(summary["promptkd"]["transductive"]) == {"both stages", "zero-shot teacher"}
     again = smoke(project, tmp_path, "benchmarks/adapt.py", "--parts", "world")
@@ -39,3 +41,19 @@ def test_real_data(project: Path, shared: Path, tmp_path: Path) -> None:
     assert "mean" in domains
     assert len(domains) == 5
     assert {row["shots"] for row in summary["real"]["eurosat"]} == {1, 2}
+
+
+def test_the_teacher_is_one_of_all_images(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shortened run of bench-flickr8k leaves a T1 too, and may be the newer one."""
+    monkeypatch.setenv("CLIPETTE_CACHE", str(tmp_path))
+    monkeypatch.syspath_prepend(str(project / "benchmarks"))
+    import adapt  # type: ignore[import-not-found]
+
+    with pytest.raises(SystemExit, match="T1 is missing"):
+        adapt.newest_teacher()
+    for age, (name, data) in enumerate({"T1-0-a": "wds:t.tar", "T1-0-b": "wds:t.tar?limit=300"}.items()):
+        folder = tmp_path / "bench" / "flickr8k" / name
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps({"data": data}))
+        os.utime(folder / "summary.json", (age, age))
+    assert adapt.newest_teacher().name == "T1-0-a"
