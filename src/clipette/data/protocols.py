@@ -65,11 +65,11 @@ def domain_generalisation(data: Dataset, tests: Sequence[Dataset]) -> list[Round
     out = []
     for domain in domains:
         others = data.filter(domain=",".join(each for each in domains if each != domain))
-        own = data.filter(domain=domain)
-        if any(sample.split for sample in own.samples):
-            own = _splits(own, [])[2]["test"]
-        train, dev, _ = _splits(others, [own])
-        out.append(Round(domain, train, {domain: own}, dev))
+        held = data.filter(domain=domain)
+        if any(sample.split for sample in held.samples):
+            held = _splits(held, [])[2]["test"]
+        train, dev, _ = _splits(others, [held])
+        out.append(Round(domain, train, {domain: held}, dev))
     return out
 
 
