@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import sys
+import threading
 import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -217,7 +218,8 @@ def announce(open_page: bool) -> Callable[[str], None]:
     def ready(url: str) -> None:
         print(f"open {url}   (API: {url}openapi.json; stop: Ctrl-C)", file=sys.stderr, flush=True)
         if open_page:
-            webbrowser.open(url)
+            # A browser in the terminal, which is what a machine without a screen may have, returns when it is closed.
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
     return ready
 

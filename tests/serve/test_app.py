@@ -11,6 +11,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
+from clipette.errors import DataError
 from clipette.index.clicks import read_clicks
 from clipette.version import VERSION
 
@@ -462,6 +463,18 @@ def test_info(ours: World) -> None:
     assert "photos" not in json.dumps(info["index"])  # no folder of this machine
 
 
+def test_values_to_filter_by_follow_the_writes(own: World) -> None:
+    def told() -> Any:
+        return own.client.get("/v1/info").json()["index"]["values"]
+
+    assert told() == {"domain": ["photo"]}
+    items = [{"key": f"k{n}", "text": "red", "meta": {"domain": "sketch", "name": f"name {n}"}} for n in range(51)]
+    own.client.post("/v1/items", json={"items": items}, headers=WRITE)
+    assert told() == {"domain": ["photo", "sketch"]}
+    own.client.delete("/v1/items/k0", headers=WRITE)
+    assert set(told()) == {"domain", "name"}
+
+
 def test_clicks_are_logged_only_where_asked(ours: World, own: World, tmp_path: Path) -> None:
     click = {"key": "photos/red", "rank": 2, "text": "red -blue", "action": "like", "shown": ["a", "photos/red"]}
     assert ours.client.post("/v1/clicks", json=click).json() == {"logged": False}
@@ -561,3 +574,23 @@ def test_colours_are_where_they_should_be() -> None:
     words, pictures = encoder.encode_texts(list(COLOURS)), encoder.encode_images([picture(c) for c in COLOURS])
     assert (words @ pictures.T).argmax(axis=1).tolist() == list(range(len(COLOURS)))
     assert np.allclose(unit(words), words, atol=1e-6)
+
+
+def test_no_address_is_made_of_the_name_that_a_client_used(ours: World) -> None:
+    assert ours.client.post("/v1/search/", json={"text": "red"}, follow_redirects=False).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["", "a\x00b", "a\nb", "x" * 101])
+def test_a_column_has_a_name_that_people_can_write(ours: World, name: str) -> None:
+    items = [{"key": "k", "text": "red", "meta": {name: 1}}]
+    error(ours.client.post("/v1/items", json={"items": items}, headers=WRITE), 422)
+    assert name not in ours.client.get("/v1/info").json()["index"]["columns"]
+
+
+def test_a_click_log_on_a_full_disk_is_the_servers_fault(own: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(click: object) -> bool:
+        raise DataError("/home/me/clicks.jsonl: the click log cannot be written (No space left on device)")
+
+    monkeypatch.setattr(own.app.state.service.clicks, "append", full)
+    said = error(own.client.post("/v1/clicks", json={"key": "photos/red", "rank": 1}), 503)
+    assert "/home" not in said["message"]

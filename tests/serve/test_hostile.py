@@ -113,6 +113,37 @@ def test_a_client_that_takes_nothing_of_what_it_asked_for_is_cut_off(server: Liv
     alive(server)
 
 
+def test_bodies_that_come_slowly_take_nobodys_place(tmp_path: Path) -> None:
+    start = head("POST", "/v1/search", "content-type: application/json", "content-length: 1000")
+    with live(tmp_path, Colours(), max_in_flight=2) as running, contextlib.ExitStack() as open_:
+        for _ in range(3):
+            slow = open_.enter_context(socket.create_connection(running.address))
+            slow.sendall(start + b" ")
+        time.sleep(0.3)
+        alive(running)
+
+
+def test_answers_that_nobody_takes_are_bounded(tmp_path: Path) -> None:
+    """Each would lie in memory until its client's patience ends: not as many as there may be connections."""
+    large = picture("blue", (2000, 1500), "BMP")
+    with live(tmp_path, Colours(), max_held_bytes=14_000_000, header_timeout=60.0) as running:
+        item = {"key": "large", "image": base64.b64encode(large).decode()}
+        added = httpx.post(f"{running.url}/v1/items", json={"items": [item]}, headers=WRITE, timeout=60)
+        assert added.status_code == 200, added.text
+        with contextlib.ExitStack() as open_:
+            for _ in range(5):
+                greedy = open_.enter_context(socket.socket())
+                greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                greedy.connect(running.address)
+                greedy.sendall(head("GET", "/v1/items/large/image"))
+                with contextlib.suppress(ConnectionError):
+                    greedy.recv(1)
+            until(lambda: len(running.server.server_state.connections) <= 3)
+            alive(running)
+        until(lambda: not running.server.server_state.connections)
+        assert httpx.get(f"{running.url}/v1/items/large/image", timeout=60).content == large
+
+
 def test_keep_alive_goes_on_after_pauses_within_patience(server: Live) -> None:
     """The watch over heads must not end good connections."""
     with httpx.Client(base_url=server.url, timeout=30) as client:

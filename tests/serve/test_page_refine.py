@@ -38,6 +38,14 @@ def test_filters_come_from_the_columns(opened: Any) -> None:
     expect(cards(page)).to_have_count(24)
 
 
+def test_all_values_are_offered_whatever_was_found(opened: Any) -> None:
+    page = opened("?q=red&all=1&where=shape+%3D+%27star%27")
+    page.get_by_role("button", name="Refine").click()
+    shape = page.locator("fieldset[data-column=shape]")
+    expect(shape.get_by_role("button", name="star")).to_be_visible()
+    expect(shape.get_by_role("button", name="circle")).to_be_visible()
+
+
 def test_a_filter_in_words_and_a_wrong_one(opened: Any) -> None:
     page = opened("?q=red&all=1&where=year+%3E+2038")
     expect(cards(page)).to_have_count(1)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -343,3 +344,16 @@ def test_a_signal_stops_the_process_and_loses_no_write(
         assert {n for n in range(6) if f"new {n}" in after} >= set(acknowledged)
         assert after.verify(recall=False)["sound"]
     assert json.loads((tmp_path / "my.index" / "index.json").read_text())["ready"]
+
+
+def test_a_browser_in_the_terminal_does_not_hold_the_server_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened, closed = threading.Event(), threading.Event()
+    monkeypatch.setattr(serving.webbrowser, "open", lambda url: opened.set() or closed.wait(30))
+    begun = time.monotonic()
+    serving.announce(True)("http://127.0.0.1:1/")
+    assert time.monotonic() - begun < 20
+    assert opened.wait(10)
+    closed.set()
+    assert "open http://127.0.0.1:1/" in capsys.readouterr().err

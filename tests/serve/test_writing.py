@@ -14,7 +14,7 @@ from clipette.serve.writing import Writer
 
 
 def test_writes_run_one_after_another_and_answer() -> None:
-    writer, running, most, done = Writer(100), [0], [0], []
+    writer, running, most, done = Writer(100, 100), [0], [0], []
 
     def write(number: int) -> int:
         running[0] += 1
@@ -33,7 +33,7 @@ def test_writes_run_one_after_another_and_answer() -> None:
 
 
 def test_a_full_queue_and_a_stopped_writer_refuse() -> None:
-    writer, gate, done = Writer(2), threading.Event(), []
+    writer, gate, done = Writer(2, 100), threading.Event(), []
 
     async def main() -> None:
         def write() -> None:
@@ -57,8 +57,27 @@ def test_a_full_queue_and_a_stopped_writer_refuse() -> None:
     assert writer.pending == 0
 
 
+def test_uploads_that_wait_are_bounded_in_bytes_though_their_clients_have_gone() -> None:
+    writer, gate = Writer(100, 10), threading.Event()
+
+    async def main() -> None:
+        waiting = [asyncio.create_task(writer.run(gate.wait, held)) for held in (11, 0)]
+        await asyncio.sleep(0.05)
+        for task in waiting:
+            task.cancel()
+        with pytest.raises(Overloaded):
+            await writer.run(lambda: None, 1)
+        gate.set()
+        while writer.pending:
+            await asyncio.sleep(0.01)
+        assert await writer.run(lambda: 7, 5) == 7
+
+    asyncio.run(main())
+    writer.close()
+
+
 def test_an_abandoned_write_is_done_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
-    writer, gate, done = Writer(4), threading.Event(), []
+    writer, gate, done = Writer(4, 100), threading.Event(), []
 
     async def main() -> None:
         def write(number: int) -> None:

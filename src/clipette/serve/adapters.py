@@ -17,6 +17,8 @@ from clipette.types import Encoder, Sample
 
 # Below this many rows re-ranking takes a few milliseconds: two stages would only make the page flicker.
 WORTH_TWO_STAGES = 5_000
+# Values of a text column that are told, for pages to offer them as filters.
+MOST_VALUES = 50
 
 
 class IndexPort:
@@ -28,6 +30,7 @@ class IndexPort:
     def __init__(self, collection: Collection, name: str, encoder: Encoder, searcher: Searcher | None = None) -> None:
         self._collection, self._name, self._encoder_name = collection, name, encoder.name
         self._searcher = searcher
+        self._values: tuple[int, dict[str, list[str]]] | None = None
 
     @property
     def generation(self) -> int:
@@ -65,6 +68,7 @@ class IndexPort:
             "items": len(collection),
             "generation": collection.generation,
             "columns": dict(collection.columns),
+            "values": self._few_values(),
             "model": manifest.model.get("name"),
             # One space, two makers: a student at work on what its teacher has indexed.
             "mixed_space": manifest.model.get("name") != self._encoder_name,
@@ -80,6 +84,13 @@ class IndexPort:
                 "recall": {name: recall[name] for name in ("k", "queries", "search", "asked", "met") if name in recall},
             },
         }
+
+    def _few_values(self) -> dict[str, list[str]]:
+        """Looked for once a generation, when somebody asks."""
+        generation, known = self._collection.generation, self._values
+        if known is None or known[0] != generation:
+            known = self._values = generation, self._collection.few_values(MOST_VALUES)
+        return known[1]
 
     def refresh(self) -> bool:
         return self._collection.refresh()

@@ -77,7 +77,16 @@ def create_app(
             yield
 
     # Swagger's and ReDoc's pages load from other sites: the document itself is enough.
-    app = FastAPI(title="Clipette", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="Clipette",
+        version=VERSION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        # It would answer /v1/search/ with an address made of whatever name the client called us by.
+        redirect_slashes=False,
+    )
     app.state.service = service
     app.add_middleware(Guard, settings=settings, metrics=metrics)
     for kind in (HttpFault, ClipetteError, pydantic.ValidationError):

@@ -18,9 +18,10 @@ TOO_MANY = (
 
 
 class _Count:
-    """Connections that are open on one server."""
+    """Connections that are open on one server, and bytes of answers that their clients have not taken yet."""
 
     open = 0
+    unsent = 0
 
 
 class PatientConnection:
@@ -28,12 +29,14 @@ class PatientConnection:
 
     Cut off after about ``seconds``: a head that is not complete (while no request is being answered, from its first
     byte; the first one from the connection on), a body that goes on after its answer was given, a client that takes
-    nothing of what it asked for, and a connection that was closed and cannot be flushed. A body under way is the
-    guard's matter, a silent connection between requests uvicorn's.
+    nothing of what it asked for, and a connection that was closed and cannot be flushed. Cut off at once: whoever
+    would make it more than ``most_unsent`` bytes that all slow clients together leave lying here. A body under way is
+    the guard's matter, a silent connection between requests uvicorn's.
     """
 
-    def __init__(self, inner: H11Protocol, count: _Count, *, seconds: float, most: int) -> None:
+    def __init__(self, inner: H11Protocol, count: _Count, *, seconds: float, most: int, most_unsent: int) -> None:
         self._inner, self._count, self._seconds, self._most = inner, count, seconds, most
+        self._most_unsent = most_unsent
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._beat: asyncio.TimerHandle | None = None
@@ -70,6 +73,7 @@ class PatientConnection:
     def connection_lost(self, error: Exception | None) -> None:
         """Of ``asyncio.Protocol``."""
         self._count.open -= 1
+        self._note_unsent(0)
         if self._beat is not None:
             self._beat.cancel()
         if not self._refused:
@@ -83,19 +87,29 @@ class PatientConnection:
 
     def pause_writing(self) -> None:
         """Of ``asyncio.Protocol``."""
-        self._stalled_since, self._unsent = self._loop.time(), 0
+        assert self._transport is not None
+        self._stalled_since = self._loop.time()
+        self._note_unsent(self._transport.get_write_buffer_size())
+        if self._count.unsent > self._most_unsent:
+            # Soon, not now: the transport is in the middle of a write.
+            self._loop.call_soon(self._transport.abort)
         if not self._refused:
             self._inner.pause_writing()
 
     def resume_writing(self) -> None:
         """Of ``asyncio.Protocol``."""
         self._stalled_since = None
+        self._note_unsent(0)
         if not self._refused:
             self._inner.resume_writing()
 
     def _answering(self) -> bool:
         cycle = self._inner.cycle
         return cycle is not None and not cycle.response_complete
+
+    def _note_unsent(self, unsent: int) -> None:
+        self._count.unsent += unsent - self._unsent
+        self._unsent = unsent
 
     def _look(self) -> None:
         """Twice in ``seconds``: one timer a connection, whatever its requests do."""
@@ -108,7 +122,7 @@ class PatientConnection:
             # Slowly, but it takes what was sent: patience begins anew.
             self._stalled_since = now if self._stalled_since is not None else None
             self._closing_since = now if self._closing_since is not None else None
-        self._unsent = unsent
+        self._note_unsent(unsent)
         since = [self._stalled_since, self._closing_since, None if self._answering() else self._head_since]
         if any(begun is not None and now - begun >= self._seconds for begun in since):
             # Not close(): a client that reads nothing would keep the connection.
@@ -123,6 +137,12 @@ def patient_http(settings: ServeSettings) -> Callable[..., Any]:
 
     def make(**given: Any) -> PatientConnection:
         inner = H11Protocol(**given)
-        return PatientConnection(inner, count, seconds=settings.header_timeout, most=settings.max_connections)
+        return PatientConnection(
+            inner,
+            count,
+            seconds=settings.header_timeout,
+            most=settings.max_connections,
+            most_unsent=settings.max_held_bytes,
+        )
 
     return make

@@ -57,6 +57,7 @@ ERRORS = {
     421: "Addressed to a name that is not this server's",
     422: "A field has a value it may not have",
     429: "Too much to do: nothing was begun; try again after Retry-After seconds",
+    431: "Too large a head",
     503: "The server is starting or stopping",
     504: "The time limit has passed",
 }
@@ -64,7 +65,7 @@ ERRORS = {
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """``responses`` of a route: those given, and those that every guarded route may give."""
-    every = sorted({*statuses, 400, 401, 403, 405, 408, 413, 421, 429, 503, 504})
+    every = sorted({*statuses, 400, 401, 403, 405, 408, 413, 421, 429, 431, 503, 504})
     found: dict[int | str, dict[str, Any]] = {}
     for status in every:
         found[status] = {"model": schemas.ErrorResponse, "description": ERRORS[status]}

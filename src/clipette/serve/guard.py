@@ -21,6 +21,8 @@ from clipette.serve.settings import ServeSettings
 
 Header: TypeAlias = "tuple[bytes, bytes]"
 ITEMS = "/v1/items/"
+# Answered however busy the server is.
+PROBES = frozenset(("/healthz", "/readyz", "/metrics"))
 # uvicorn bounds a head that comes in pieces, not one that comes at once.
 MOST_HEADER_BYTES = 32_768
 # A route may state its own; these hold elsewhere. Nothing here is for other sites, nor to be run.
@@ -74,24 +76,37 @@ class Guard:
         needed = scope_of(scope["method"], scope["path"])
         self._keys.check(needed, headers.get("authorization"))
         length = self._stated_length(headers)
-        probe = scope["path"] in ("/healthz", "/readyz", "/metrics")
-        if not probe and self._in_flight >= self._settings.max_in_flight:
+        probe = scope["path"] in PROBES
+        if not probe:
+            self._check_room()
+        if self._held + length > self._settings.max_held_bytes:
+            raise self._too_much_held()
+        body = await self._read(receive)
+        try:
+            # Only now does it take a place: clients whose bodies come slowly must not keep others out.
+            if not probe:
+                self._check_room()
+            self._count(+1)
+            try:
+                limit = self._settings.write_timeout if needed == WRITE else self._settings.timeout
+                await self._run(scope, body, receive, answer, limit)
+            finally:
+                self._count(-1)
+        finally:
+            self._held -= len(body)
+
+    def _count(self, change: int) -> None:
+        self._in_flight += change
+        self._metrics.in_flight.set(self._in_flight)
+
+    def _check_room(self) -> None:
+        if self._in_flight >= self._settings.max_in_flight:
             self._metrics.refused("http", "in flight")
             raise Overloaded(f"{self._settings.max_in_flight} requests are being worked on", 1)
-        if self._held + length > self._settings.max_held_bytes:
-            self._metrics.refused("http", "bytes held")
-            raise Overloaded("too many bytes of other requests are being worked on", 1)
-        self._in_flight += 1
-        self._metrics.in_flight.set(self._in_flight)
-        body = bytearray()
-        try:
-            await self._read(receive, body)
-            limit = self._settings.write_timeout if needed == WRITE else self._settings.timeout
-            await self._run(scope, bytes(body), receive, answer, limit)
-        finally:
-            self._in_flight -= 1
-            self._held -= len(body)
-            self._metrics.in_flight.set(self._in_flight)
+
+    def _too_much_held(self) -> Overloaded:
+        self._metrics.refused("http", "bytes held")
+        return Overloaded("too many bytes of other requests are being worked on", 1)
 
     def _stated_length(self, headers: Headers) -> int:
         stated = headers.get("content-length", "0")
@@ -104,8 +119,9 @@ class Guard:
         limit = self._settings.max_body_bytes
         return HttpFault(413, "too_large", f"the body exceeds the limit of {limit:,} bytes")
 
-    async def _read(self, receive: Receive, body: bytearray) -> None:
-        """The whole body into ``body``, counted in ``_held`` as it comes; what a client states is not believed."""
+    async def _read(self, receive: Receive) -> bytes:
+        """The whole body, counted in ``_held`` as it comes and from then on; what a client states is not believed."""
+        body = bytearray()
         try:
             with anyio.fail_after(self._settings.body_timeout):
                 more = True
@@ -117,12 +133,15 @@ class Guard:
                     if len(body) + len(piece) > self._settings.max_body_bytes:
                         raise self._too_large()
                     if self._held + len(piece) > self._settings.max_held_bytes:
-                        self._metrics.refused("http", "bytes held")
-                        raise Overloaded("too many bytes of other requests are being worked on", 1)
+                        raise self._too_much_held()
                     body += piece
                     self._held += len(piece)
                     more = message.get("more_body", False)
-        except TimeoutError:
+            return bytes(body)
+        except BaseException as error:
+            self._held -= len(body)
+            if not isinstance(error, TimeoutError):
+                raise
             self._metrics.abandoned("slow body")
             message_ = f"the body did not arrive within {self._settings.body_timeout:g} s"
             raise HttpFault(408, "timeout", message_, headers={"Connection": "close"}) from None

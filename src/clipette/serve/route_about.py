@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from clipette.errors import DataError
 from clipette.index.clicks import Click as Logged
 from clipette.index.query import parse_text
 from clipette.serve import describing
+from clipette.serve.faults import HttpFault
 from clipette.serve.metrics import CONTENT_TYPE
 from clipette.serve.reading import answer, read_json
 from clipette.serve.schemas import (
@@ -23,6 +27,8 @@ from clipette.serve.schemas import (
 from clipette.serve.service import Service
 from clipette.serve.threads import run_errand
 from clipette.version import VERSION
+
+logger = logging.getLogger(__name__)
 
 
 def about_router(service: Service) -> APIRouter:
@@ -52,7 +58,11 @@ def about_router(service: Service) -> APIRouter:
         if log is None:
             return answer(ClickResponse(logged=False))
         record = _record(click, service.collection.generation)
-        return answer(ClickResponse(logged=await run_errand(service.readers, lambda: log.append(record))))
+        try:
+            return answer(ClickResponse(logged=await run_errand(service.readers, lambda: log.append(record))))
+        except DataError as error:  # a full disk: not the client's fault, nor its business where the file is
+            logger.error("a click was not logged: %s", error)
+            raise HttpFault(503, "clicks", "the click log cannot be written", headers={"Retry-After": "60"}) from None
 
     @router.get("/healthz", response_model=Health, tags=["about"], summary="The process answers")
     async def healthz() -> Response:

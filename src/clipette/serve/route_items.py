@@ -133,11 +133,14 @@ def found(service: Service, encoded: str) -> RowPort:
 
 
 async def _original(service: Service, row: RowPort, known: str | None) -> Response:
-    data = await run_errand(service.readers, lambda: _bytes(service, row))
+    def read() -> tuple[bytes, str]:
+        data = _bytes(service, row)
+        return data, f'"{digest(data)}"'
+
+    data, etag = await run_errand(service.readers, read)
     kind = media_type(data)
     if kind is None:
         raise HttpFault(404, "bad_image", f"{row.key}: what is stored is no raster picture; it is not shown")
-    etag = f'"{digest(data)}"'
     headers = {"ETag": etag, "Cache-Control": REVALIDATE}
     if known == etag:
         return Response(None, 304, headers=headers)
@@ -209,7 +212,8 @@ async def _add(service: Service, asked: AddRequest) -> AddResponse:
         service.collection.add(samples, service.encoder)
         return service.collection.generation
 
-    return AddResponse(keys=keys, generation=await service.writer.run(write))
+    held = sum(len(sample.image.data) for sample in samples if isinstance(sample.image, HeldImage))
+    return AddResponse(keys=keys, generation=await service.writer.run(write, held))
 
 
 async def _sample(service: Service, item: NewItem, where: str) -> Sample:

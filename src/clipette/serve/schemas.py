@@ -16,6 +16,8 @@ Score: TypeAlias = Annotated[float, Field(ge=-1.0, le=1.0)]
 # A cell of a row's metadata: what filters can compare.
 Cell: TypeAlias = "str | int | float | bool | None"
 Meta: TypeAlias = "dict[str, Cell]"
+# A new column's name: it stays with the collection, and people write it in filters.
+Column: TypeAlias = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 # Encoded bytes of an image in base64, or a whole data: URI. No address is ever fetched.
 ImageText: TypeAlias = Annotated[
     str,
@@ -194,7 +196,7 @@ class NewItem(StrictModel):
     key: Key | None = None
     image: ImageText | None = None
     text: Words | None = None
-    meta: Annotated[Meta, Field(max_length=64)] = Field({})
+    meta: Annotated[dict[Column, Cell], Field(max_length=64)] = Field({})
 
     @pydantic.model_validator(mode="after")
     def _image_or_text(self) -> NewItem:
@@ -268,6 +270,7 @@ class IndexInfo(StrictModel):
     items: int
     generation: int
     columns: dict[str, str] = Field({}, description="Columns that filters can name, and their types.")
+    values: dict[str, list[str]] = Field({}, description="All values of text columns that have few (50 at most).")
     model: str | None = Field(None, description="The model that built it: another one of the same space may search it.")
     mixed_space: bool = Field(False, description="Whether another encoder of the same space made the index.")
     recall: dict[str, float] | None = Field(None, description="Measured recall@10 against exact search.")

@@ -49,7 +49,7 @@ class Service:
     ) -> None:
         self.settings, self.encoder, self.collection, self.search = settings, encoder, collection, search
         self.metrics, self.thumbnails, self.card, self.writable = metrics, thumbnails, card, writable
-        self.writer = Writer(settings.write_queue)
+        self.writer = Writer(settings.write_queue, settings.max_held_bytes)
         self.results: LruCache[str, Answered] = LruCache(settings.result_cache_bytes, lambda answered: answered.weight)
         self.clicks = BoundedClicks(settings.clicks, settings.max_clicks_bytes) if settings.clicks else None
         self.searchers = ThreadPoolExecutor(settings.search_threads, thread_name_prefix="clipette-search")

@@ -16,11 +16,15 @@ T = TypeVar("T")
 
 
 class Writer:
-    """A bounded queue of writes. A client that goes away, a time limit and a stop of the server do not undo a write."""
+    """A queue of at most ``most`` writes of ``most_bytes`` together (a single one may have more).
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    A client that goes away, a time limit and a stop of the server do not undo a write.
+    """
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most, self._most_bytes = most, most_bytes
         self._pending = 0
+        self._bytes = 0
         self._closed = False
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="clipette-write")
@@ -30,21 +34,26 @@ class Writer:
         """Writes accepted and not done."""
         return self._pending
 
-    async def run(self, write: Callable[[], T]) -> T:
-        """``write()`` in its turn. Raises ``Overloaded`` or ``Stopping`` if not accepted, else what ``write`` does."""
+    async def run(self, write: Callable[[], T], held: int = 0) -> T:
+        """``write()``, which holds so many bytes, in its turn.
+
+        Raises ``Overloaded`` or ``Stopping`` if not accepted, else what ``write`` does.
+        """
         with self._lock:
             if self._closed:
                 raise Stopping
-            if self._pending >= self._most:
+            if self._pending >= self._most or (self._pending and self._bytes + held > self._most_bytes):
                 raise Overloaded(f"{self._pending} writes are waiting", self._pending)
             self._pending += 1
+            self._bytes += held
             future = self._pool.submit(write)
-        future.add_done_callback(self._done)
+        future.add_done_callback(lambda done: self._done(done, held))
         return await asyncio.shield(asyncio.wrap_future(future))
 
-    def _done(self, future: Future[Any]) -> None:
+    def _done(self, future: Future[Any], held: int) -> None:
         with self._lock:
             self._pending -= 1
+            self._bytes -= held
         error = future.exception()
         if error is not None:
             # Told to the client too, if it still waits: here so that a failure is never silent.

@@ -85,7 +85,7 @@ export async function search(values, picture, { signal, onPart }) {
   const response = await send("search", { ...bodyOf({ ...values, stream: true }, picture), signal });
   try {
     for await (const part of lines(response)) {
-      if (part.error) throw new Failure("server", part.error.message);
+      if (part.error) throw new Failure(part.error.type === "overloaded" ? "busy" : "server", part.error.message);
       onPart(part);
     }
   } catch (error) {
@@ -141,12 +141,13 @@ const nearing = new IntersectionObserver(
  */
 export function show(image, address, { lazy = true } = {}) {
   nearing.unobserve(image);
-  if (!bearer) {
+  image.dataset.address = address;
+  // A picture of the user's own (blob:) is here already.
+  if (!bearer || address.startsWith("blob:")) {
     image.loading = lazy ? "lazy" : "eager";
     image.src = address;
     return;
   }
-  image.dataset.address = address;
   if (lazy) nearing.observe(image);
   else fetchInto(image, address);
 }
@@ -154,10 +155,14 @@ export function show(image, address, { lazy = true } = {}) {
 async function fetchInto(image, address) {
   try {
     const url = URL.createObjectURL(await (await send(address)).blob());
+    if (image.dataset.address !== address) {
+      URL.revokeObjectURL(url); // another one is wanted by now
+      return;
+    }
     image.addEventListener("load", () => URL.revokeObjectURL(url), { once: true });
     image.src = url;
   } catch {
-    image.dispatchEvent(new Event("error"));
+    if (image.dataset.address === address) image.dispatchEvent(new Event("error"));
   }
 }
 

@@ -106,7 +106,7 @@ function renderFrame(state, kept) {
   frame.classList.toggle("full", !image.hidden);
   frame.setAttribute("aria-label", image.hidden ? "Choose a picture" : "Choose another picture");
   if (kept) {
-    image.src = kept.url;
+    show(image, kept.url, { lazy: false });
     image.alt = `your picture ${kept.file.name}`;
   } else if (state.item) {
     show(image, thumbnailOf(state.item), { lazy: false });

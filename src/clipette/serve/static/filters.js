@@ -44,9 +44,10 @@ export function describe(column, type, values) {
   return low ? `${column}: from ${low}` : `${column}: up to ${high}`;
 }
 
-/** Values of text columns that results have shown, so that a click can filter by them. */
+/** Values of text columns that the server has told or results have shown, so that a click can filter by them. */
 export class Seen {
   constructor() {
+    this.told = {};
     this.counts = new Map();
     this.items = new Set();
   }
@@ -63,12 +64,18 @@ export class Seen {
     }
   }
 
-  /** Values that come again: a column of file names or numbers has none to choose from. */
+  /** Notes all values of columns that have few, as /v1/info tells them. */
+  tell(values) {
+    this.told = values;
+  }
+
+  /** What was told; of other columns, values that come again: a column of file names or numbers has none to choose from. */
   of(column) {
     const counts = [...(this.counts.get(column) ?? [])];
     const often = counts.filter(([, count]) => count > 1).length;
-    if (counts.length > 3 && often < counts.length / 4) return [];
-    return counts.map(([value]) => value).sort((one, other) => one.localeCompare(other, "en", { numeric: true }));
+    const told = Object.hasOwn(this.told, column) ? this.told[column] : [];
+    if (!told.length && counts.length > 3 && often < counts.length / 4) return [];
+    return [...new Set([...told, ...counts.map(([value]) => value)])].sort((one, other) => one.localeCompare(other, "en", { numeric: true }));
   }
 }
 

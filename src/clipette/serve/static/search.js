@@ -28,6 +28,7 @@ export function start(served, needKey) {
   info = served;
   askForKey = needKey;
   waiting = new Waiting(byId("notice"));
+  seen.tell(info.index.values);
   refine.start(info, seen);
   const actions = { open, similar, mark, leave: () => byId("words").focus() };
   results.start(actions);
@@ -201,7 +202,7 @@ function renderPicture(state, kept) {
   chip.hidden = !state.key && !kept;
   const image = chip.querySelector("img");
   if (kept) {
-    image.src = kept.url;
+    show(image, kept.url, { lazy: false });
     image.alt = `your picture ${kept.file.name}`;
   } else if (state.key) {
     show(image, thumbnailOf(state.key), { lazy: false });
