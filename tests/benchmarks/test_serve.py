@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 
@@ -152,10 +153,12 @@ def test_every_arm_runs(project: Path, tmp_path: Path) -> None:
     summary = json.loads(done.stdout.splitlines()[-1])
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     for kind in ("text", "image"):
-        for arm in ("one_by_one", "unbatched", "idle", "limit", "bulk"):
+        for arm in ("one_by_one", "unbatched", "idle", "limit", "bulk", "half"):
             assert summary[kind][arm]["items_s"] > 0
             assert set(summary[kind][arm]["requests"]) <= {"200", "429"}
         assert summary[kind]["overload"]["requests"]["200"] > 0
+        assert summary[kind]["overload"]["p99_over_half"] > 0
         assert set(summary[kind]["overload"]["requests"]) <= {"200", "429", "client full"}
     assert summary["exactness"]["largest_difference"] == 0
     assert summary["memory"]["rss_end_mib"] > 0
+    assert np.isfinite(summary["memory"]["growth_mib_per_minute"])
