@@ -15,7 +15,7 @@ from clipette.index.clicks import Click, ClickLog
 @pytest.fixture
 def encoder(monkeypatch: pytest.MonkeyPatch) -> HashEncoder:
     made = HashEncoder()
-    monkeypatch.setattr(indexing, "resolve", lambda reference, device=None: made)
+    monkeypatch.setattr(indexing, "resolve", lambda reference, **options: made)
     return made
 
 
@@ -55,6 +55,16 @@ def test_the_whole_life_of_an_index(encoder: HashEncoder, tmp_path: Path) -> Non
     assert indexing.rebuild(index, model="m")["recall"]["met"]
     assert indexing.info(index)["generation"] == 4
     json.dumps([built, added, found, deleted, report], allow_nan=False)
+
+
+@pytest.mark.slow
+def test_an_index_that_outgrows_exact_search_is_measured_again(encoder: HashEncoder, tmp_path: Path) -> None:
+    index = tmp_path / "my.index"
+    built = indexing.build([with_captions(tmp_path / "photos", 5)], "m", index, exact_rows=6, recall=0.9)
+    assert built["recall"]["search"]["all"] == "exact"
+    indexing.add(index, [with_captions(tmp_path / "photos", 5, 5)], "m")
+    recall = indexing.info(index)["recall"]
+    assert (recall["search"]["all"], recall["met"], recall["asked"]) == ("approximate", True, 0.9)
 
 
 def test_what_is_missing_is_said(encoder: HashEncoder, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from clipette.index.drafting import Texts
 from clipette.index.layout import EXACT_ROWS
 from clipette.index.mixed import measure_mixed
 from clipette.index.query import Query
+from clipette.index.recall import asked_recall, raise_until
 from clipette.index.search import Searcher, Threshold
 from clipette.index.store import Kind
 from clipette.index.writing import AddReport
@@ -92,6 +93,9 @@ def add(
             batch_size=batch_size,
             progress=True,
         )
+        if (derived := collection.manifest.derived) is not None and derived.effort is None:
+            # It has outgrown exact search, and what was measured before says nothing about the graph.
+            raise_until(collection, asked_recall(collection))
         return {"path": str(index), **_told(report, found.failures), "rows": len(collection)}
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 from unittest.mock import patch
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from tests.index.made import drawn, rows
 
 from clipette.errors import ConfigError, StoreError
-from clipette.index import Collection, Filter, Found, Row, create, open_index, recall, tidying
+from clipette.index import Collection, Filter, Found, Row, create, lance, open_index, recall, tidying
 from clipette.index import collection as collection_room
 from clipette.index.derived import check_store
 from clipette.index.filters import parse_filter
@@ -131,6 +133,82 @@ def test_a_store_that_is_lost_costs_time_and_no_results(made: Collection, caplog
         again.rebuild()
         assert again.verify()["sound"]
         same(again, queries)
+
+
+@pytest.mark.parametrize("what", ["data", "_indices", "_versions"])
+def test_a_damaged_store_is_said_and_mends_itself(what: str, tmp_path: Path) -> None:
+    with create(tmp_path / "i", space="s", dim=DIM, exact_rows=100) as collection:
+        collection.add_rows(rows(COUNT), drawn(COUNT, DIM))
+        assert collection.verify(recall=False)["sound"]
+        assert collection.manifest.derived is not None
+        folder = collection.path / str(collection.manifest.derived.place["folder"])
+    for path in folder.rglob(f"{what}/**/*"):
+        if path.is_file():
+            path.write_bytes(b"")  # as after a power cut: LanceDB syncs nothing
+    with open_index(tmp_path / "i", write=True) as again:
+        report = again.verify()
+        assert not report["sound"]
+        assert "clipette index rebuild" in report["damaged"][0]
+        queries = drawn(4, DIM, 8)
+        assert again.search_vectors(queries, 10).keys == again.search_vectors(queries, 10, exact=True).keys
+        if what != "_indices":  # a broken graph alone is seen by those who search it
+            again.add_rows([Row("new", "image")], drawn(1, DIM, 5))
+            again.optimize()
+            assert again.verify(recall=False)["sound"]
+            same(again, queries)
+
+
+def test_every_graph_is_searched_also_when_rows_were_deleted_since(tmp_path: Path) -> None:
+    made = lance.partitions(610_000)
+    assert made == 2
+    assert lance.probes(590_000, lance.EFFORT) >= made
+
+
+def test_a_manifest_of_others_names_no_folder_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with create(tmp_path / "i", space="s", dim=DIM, exact_rows=100) as collection:
+        collection.add_rows(rows(COUNT), drawn(COUNT, DIM))
+    manifest = json.loads((tmp_path / "i" / "index.json").read_text())
+    manifest["derived"]["place"]["folder"] = "../mine"
+    (tmp_path / "i" / "index.json").write_text(json.dumps(manifest))
+    with open_index(tmp_path / "i", write=True) as again:
+        assert again.search_vectors(drawn(1, DIM), 3) is not None
+        assert not again.verify(recall=False)["sound"]
+        again.rebuild()
+        assert again.verify(recall=False)["sound"]
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_a_server_index_that_is_made_anew_answers_meanwhile(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    class Server:
+        columns: ClassVar[dict[str, str]] = {}
+
+        def upsert(self, rows) -> None:
+            assert made[-1:] != made[-2:-1], "the collection that is searched was replaced by a half one"
+
+        def optimize(self) -> None: ...
+        def drop(self) -> None: ...
+        def close(self) -> None: ...
+        def count(self) -> int:
+            return 50
+
+    def created(reference: str, name: str, **more: object) -> Server:
+        made.append(name)
+        return Server()
+
+    with (
+        patch("clipette.index.milvus.create_milvus", created),
+        patch("clipette.index.milvus.open_milvus", lambda *args, **more: Server()),
+        create(tmp_path / "i", space="s", dim=DIM, store="milvus://h:1", exact_rows=100) as collection,
+    ):
+        collection.add_rows(rows(50), drawn(50, DIM))
+        collection._tidier.remake()
+        collection._tidier.remake()
+        assert collection.manifest.derived is not None
+        assert collection.manifest.derived.place["name"] == made[-1] == made[0]
+        assert made[1] == f"{made[0]}b"
 
 
 def test_a_server_that_is_away_is_said_and_writes_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -75,6 +75,17 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path: Path) -> None:
         build_index(data, encoder, tmp_path / "i", calibrated=False)
 
 
+def test_a_build_that_is_killed_while_recall_is_measured_is_not_finished(tmp_path: Path) -> None:
+    data = Dataset("folder:photos", tuple(photos(tmp_path / "photos", 6)))
+    with patch.object(build, "raise_until", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        build_index(data, HashEncoder(), tmp_path / "i", calibrated=False)
+    with pytest.raises(StoreError, match="has not finished"):
+        open_index(tmp_path / "i")
+    build_index(data, HashEncoder(), tmp_path / "i", calibrated=False).close()
+    with open_index(tmp_path / "i") as reader:
+        assert reader.facts["recall"]["met"]
+
+
 def test_what_cannot_be_built_is_said(tmp_path: Path) -> None:
     samples = tuple(photos(tmp_path / "photos", 2))
     data = Dataset("folder:photos", samples)

@@ -254,6 +254,7 @@ def test_what_will_be_encoded_can_be_asked(searcher: Searcher) -> None:
         ({"kind": "video"}, "no kind 'video'"),
         ({"mmr": 2.0}, r"mmr 2\.0"),
         ({"threshold": "high"}, "no threshold 'high'"),
+        ({"threshold": float("nan")}, "no threshold nan"),
     ],
 )
 def test_wrong_options(searcher: Searcher, options: dict[str, Any], words: str) -> None:

@@ -23,7 +23,7 @@ from clipette.index.filters import BUCKET, BUILT_IN, Filter, parse_filter
 from clipette.index.layout import EXACT_ROWS, MANIFEST, Manifest, read_manifest, write_manifest
 from clipette.index.lock import LOCK, drop_lock, take_lock
 from clipette.index.places import NOWHERE, read_place
-from clipette.index.recall import measure_recall, raise_until
+from clipette.index.recall import asked_recall, measure_recall, raise_until
 from clipette.index.snapshot import Snapshot
 from clipette.index.state import State
 from clipette.index.store import Found, Kind, Row, VectorStore
@@ -321,8 +321,7 @@ class Collection:
         self._state.require_writer()
         self._tidier.remake(progress=progress)
         self._tidier.optimize(progress=progress)
-        asked = self.facts.get("recall", {}).get("asked", 0.98) if recall is None else recall
-        return raise_until(self, float(asked))
+        return raise_until(self, asked_recall(self) if recall is None else recall)
 
     def verify(self, *, recall: bool = True) -> dict[str, Any]:
         """Compare every file with its digest, the vector store with the rows, and measure recall.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,11 +46,19 @@ def open_derived(root: Path, manifest: Manifest, *, write: bool = False) -> Vect
     if manifest.store == LANCE:
         from clipette.index.lance import open_lance
 
-        folder, version = root / str(derived.place["folder"]), int(derived.place["version"])
-        return open_lance(folder, dim=manifest.dim, columns=columns, version=version, write=write)
+        version = int(derived.place["version"])
+        return open_lance(_folder(root, derived.place), dim=manifest.dim, columns=columns, version=version, write=write)
     from clipette.index.milvus import open_milvus
 
     return open_milvus(manifest.store, str(derived.place["name"]), dim=manifest.dim, columns=columns)
+
+
+def _folder(root: Path, place: Mapping[str, Any]) -> Path:
+    """LanceDB's folder. Raises ``StoreError`` where the manifest, which others may have written, names another one."""
+    name = str(place["folder"])
+    if not re.fullmatch(rf"{LANCE}-\d+b?", name):
+        raise StoreError(f"{root}: the index names {name!r} as its vector store; make it anew: clipette index rebuild")
+    return root / name
 
 
 def make_derived(root: Path, snapshot: Snapshot, *, progress: bool = False) -> Derived:
@@ -164,7 +173,7 @@ def _vector_rows(snapshot: Snapshot, rows: Ints, columns: Mapping[str, str]) -> 
 def discard(root: Path, manifest: Manifest, place: Mapping[str, Any]) -> None:
     """Remove a store that no manifest names any more."""
     if manifest.store == LANCE:
-        shutil.rmtree(root / str(place["folder"]), ignore_errors=True)
+        shutil.rmtree(_folder(root, place), ignore_errors=True)
         return
     from clipette.index.milvus import open_milvus
 

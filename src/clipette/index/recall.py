@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from clipette.index.collection import Collection
 
 K = 10
+ASKED = 0.98
 QUERIES = 200
 # Shares of the rows that a filter lets through, and the filter: by a hash of the key, so that it knows no content.
 SELECTIVITIES: dict[str, Filter | None] = {
@@ -149,6 +150,11 @@ def _summary(measurement: Measurement, values: Mapping[str, float]) -> dict[str,
         "effort": None if derived is None else derived.effort,
         "generation": collection.generation,
     }
+
+
+def asked_recall(collection: Collection) -> float:
+    """What was asked at the build, or when recall was last measured."""
+    return float(collection.facts.get("recall", {}).get("asked", ASKED))
 
 
 def raise_until(collection: Collection, asked: float, *, k: int = K, seed: int = 0) -> dict[str, Any]:
