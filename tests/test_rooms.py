@@ -23,6 +23,7 @@ GLUE = (
     "measuring",
     "benching",
     "prompting",
+    "pruning",
     "showcase",
     "indexing",
     "serving",

@@ -29,6 +29,7 @@ from clipette.models.saved import load_model
 from clipette.models.spec import ModelSpec
 from clipette.models.stored import StoredEncoder
 from clipette.prompting import prompts as prompts
+from clipette.pruning import prune as prune
 from clipette.resolve import resolve
 from clipette.showcase import showcase
 from clipette.store import Store, open_store
@@ -104,10 +105,16 @@ def _default_recipe(listed: Dataset | None) -> str:
 
 def student_spec(reference: str, recipe: Recipe) -> ModelSpec:
     """``--student``: a YAML file of a ``ModelSpec``, ``timm:NAME`` (the recipe's texts stay), ``open_clip:NAME``, or a
-    run directory (a pruned model)."""
+    run directory (a pruned model; where its text tower was left as it is, a recipe's ``text: {kind: teacher}`` stays).
+    """
+    from clipette.export.prune import untouched
+
     kind, _, name = reference.partition(":")
     if Path(reference).is_dir():
         part = {"kind": "saved", "path": str(Path(reference).resolve())}
+        shares = recipe.student.text is not None and recipe.student.text.kind == "teacher"
+        if shares and "text" in untouched(Path(reference)):
+            return ModelSpec.model_validate({**recipe.student.model_dump(), "image": part})
         model = load_model(Path(reference)).model
         text = {"text": part} if model.text is not None else {"text": None, "space": "teacher"}
         logits = "clip" if model.logit_bias is None else "siglip"
@@ -170,8 +177,13 @@ def distill(
     listed = load_data(data) if recipe is None and data is not None else None
     read, base = read_recipe(recipe, overrides, default=_default_recipe(listed))
     if student is not None:
-        start = {"init": str(Path(student).resolve())} if Path(student).is_dir() else {}
-        read = read.model_copy(update={"student": student_spec(student, read), **start})
+        spec = student_spec(student, read)
+        saved = Path(student).is_dir()
+        # Towers that are all its own bring the scale as well; beside the teacher's texts it has the teacher's.
+        whole = saved and (spec.text is None or spec.text.kind == "saved")
+        start = {"init": str(Path(student).resolve())} if whole else {}
+        # What a start brings is not to be written over.
+        read = read.model_copy(update={"student": spec, **start, **({"inherit": None} if saved else {})})
     if read.adapt is not None:
         teacher = str(
             first_stage(
@@ -322,54 +334,6 @@ def quantize(
     )
     sizes = {"bytes": found.bytes, "bytes_before": found.bytes_before}
     return {"bundle": str(found.path), "setting": found.setting, **sizes, **found.quality.to_dict()}
-
-
-def prune(
-    model: str,
-    out: str | Path,
-    *,
-    depth: float = 1.0,
-    width: float = 1.0,
-    hidden: float = 1.0,
-    towers: Sequence[str] = ("image", "text"),
-    by: str | None = None,
-    data: str | None = None,
-    gate: bool = True,
-    milder: bool = False,
-    cosine: float = 0.99,
-    loss: float = 0.01,
-) -> dict[str, object]:
-    """Write a smaller sister of ``model``, with its weights, as a run directory; what remains are the given shares.
-
-    Only if, on ``data``, it loses no more than ``cosine`` and ``loss`` allow (``GateError`` otherwise), or, without
-    ``gate``, as a start for ``distill(student=...)``.
-    """
-    from clipette.export.gate import Budget
-    from clipette.export.prune import BY, prune
-    from clipette.export.shrink import Shares
-
-    encoder = resolve(model, device="cpu")
-    if not isinstance(encoder, TorchEncoder):
-        raise ConfigError(f"{model} is no PyTorch model: prune the model, and export it then")
-    if by is not None and by not in BY:
-        raise ConfigError(f"by: '{by}' is none of {', '.join(BY)}")
-    found = prune(
-        encoder,
-        out,
-        shares=Shares(depth, width, hidden),
-        data=None if data is None else load_data(data),
-        towers=towers,
-        by=None if by is None else BY[by],
-        gate=gate,
-        milder=milder,
-        budget=Budget(cosine, loss),
-        card=recorded_card(model),
-        trained_on=read_trained_on(model),
-    )
-    sizes = {"parameters": found.parameters, "parameters_before": found.parameters_before}
-    figures = {} if found.quality is None else found.quality.to_dict()
-    then = f"clipette distill --teacher {model} --student {found.path} --data ... --out ..."
-    return {"run": str(found.path), "setting": found.setting, **sizes, **figures, "then": then}
 
 
 def demo(out: str | Path = "runs/demo", seed: int = 0) -> dict[str, Any]:

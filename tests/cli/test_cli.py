@@ -163,6 +163,29 @@ def test_classify_gives_model_and_image_in_order(verbs: FakeVerbs) -> None:
     assert verbs.calls[0][1] == ("m", Path("p.jpg"))
 
 
+def test_prune_passes_everything_on(verbs: FakeVerbs) -> None:
+    verbs.answer = {}
+    line = "prune m -o o --macs 0.3 --size 160 --calibrate c --data d --towers image --by norm --no-gate --milder"
+    assert main([*line.split(), "--depth", "0.9", "--width", "0.8", "--hidden", "0.7", "--cosine", "0.5"]) == 0
+    name, args, options = verbs.calls[0]
+    assert (name, args) == ("prune", ("m", Path("o")))
+    assert options == {
+        "depth": 0.9,
+        "width": 0.8,
+        "hidden": 0.7,
+        "macs": 0.3,
+        "size": 160,
+        "towers": ["image"],
+        "by": "norm",
+        "data": "d",
+        "calibrate": "c",
+        "gate": False,
+        "milder": True,
+        "cosine": 0.5,
+        "loss": 0.01,
+    }
+
+
 def test_demo_has_defaults(verbs: FakeVerbs) -> None:
     verbs.answer = {}
     assert main(["demo"]) == 0

@@ -244,7 +244,7 @@ def test_a_mended_tower_is_nearer_than_one_cut_by_norm(batches: list[Tensor]) ->
 
 
 def test_a_start_at_another_size_is_a_student_to_distil(tmp_path: Path) -> None:
-    from clipette import pruning, verbs
+    from clipette import verbs
 
     draw = np.random.default_rng(0)
     rows = ["image,caption"]
@@ -255,7 +255,7 @@ def test_a_start_at_another_size_is_a_student_to_distil(tmp_path: Path) -> None:
     reference = f"csv:{tmp_path / 'table.csv'}"
     whole = student(image={"name": "mobilenetv2_035", "size": 64})
     save_model(whole, tmp_path / "whole", name="whole")
-    found = pruning.prune(
+    found = verbs.prune(
         str(tmp_path / "whole"), tmp_path / "start", macs=0.6, size=56, towers=("image",), data=reference, gate=False
     )
     assert found["setting"] == "macs 0.6, 56 px"
@@ -275,6 +275,9 @@ def test_a_start_at_another_size_is_a_student_to_distil(tmp_path: Path) -> None:
     distilled = load_model(run).model
     assert distilled.image_tower().preprocess.size == (56, 56)
     assert tower_gmacs(distilled.image_tower()) == tower_gmacs(start.image_tower())
+    # Its texts stay the teacher's, as the recipe says: pruning left them alone.
+    texts = [each.text_tower().state_dict() for each in (whole, distilled)]
+    assert all(torch.equal(value, texts[1][name]) for name, value in texts[0].items())
     images = [Image.open(tmp_path / f"{number}.png") for number in range(4)]
     seen = [TorchEncoder(m, name="m", device="cpu").encode_images(images) for m in (start, distilled)]
     assert (seen[0] * seen[1]).sum(1).min() > 0.5

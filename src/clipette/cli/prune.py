@@ -12,6 +12,7 @@ from clipette.cli.options import print_result, words
 EXAMPLES = """\
 clipette prune runs/teacher --hidden 0.9 --data wds:dev.tar --out runs/leaner
 clipette prune runs/teacher --depth 0.5 --width 0.5 --no-gate --out runs/start
+clipette prune runs/teacher --macs 0.33 --size 160 --calibrate wds:train.tar --no-gate --out runs/start
 clipette distill --teacher runs/teacher --student runs/start --data wds:train.tar --out runs/student"""
 
 
@@ -25,6 +26,16 @@ def prune(
     hidden: Annotated[
         float, typer.Option(metavar="SHARE", help="Of each transformer layer's hidden units, how many stay.")
     ] = 1.0,
+    macs: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Of a convolutional image tower's multiply-adds, how many stay: channels inside its blocks go.",
+        ),
+    ] = 1.0,
+    size: Annotated[
+        int | None, typer.Option(metavar="PX", help="Another side for the images; what it saves counts in --macs.")
+    ] = None,
     towers: Annotated[
         list[str] | None, typer.Option(metavar="A,B", help="Which towers: image, text. Default: both.")
     ] = None,
@@ -34,6 +45,12 @@ def prune(
     ] = None,
     data: Annotated[
         str | None, typer.Option(metavar="REF", help="Data to measure on, with captions or classes.")
+    ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF", help="Images (256 of them) that show which channels --macs may take. Default: --data."
+        ),
     ] = None,
     gate: Annotated[
         bool, typer.Option("--gate/--no-gate", help="Write it only if it stays as good as stated, or as a start.")
@@ -53,9 +70,12 @@ def prune(
         depth=depth,
         width=width,
         hidden=hidden,
+        macs=macs,
+        size=size,
         towers=words(towers) or ("image", "text"),
         by=by,
         data=data,
+        calibrate=calibrate,
         gate=gate,
         milder=milder,
         cosine=cosine,

@@ -98,7 +98,8 @@ def _evidence(sums: _Sums, seen: int) -> Evidence:
     assert isinstance(second, Tensor)
     assert isinstance(worth, Tensor)
     assert isinstance(pull, Tensor)
-    return Evidence(sums.rows, mean, second / sums.rows - mean[:, None] * mean, worth / (2 * seen), pull / seen)
+    covariance = second / sums.rows - mean[:, None] * mean
+    return Evidence(sums.rows, mean.cpu(), covariance.cpu(), worth.cpu() / (2 * seen), pull.cpu() / seen)
 
 
 def _backward(tower: ImageTower, pixels: Tensor, sums: Mapping[str, _Sums], draw: torch.Generator) -> None:
@@ -213,7 +214,7 @@ def order_of(inner: Inner, evidence: Evidence) -> Order:
 def order_by_norm(inner: Inner) -> Order:
     """Without images: by γ_c^2 |w_c|^2, γ the last norm's scale, as a share of its group's sum."""
     scale = inner.norm.weight
-    spread = torch.ones(inner.channels) if scale is None else scale.detach().square()
+    spread = torch.ones(inner.channels) if scale is None else scale.detach().square().cpu()
     size = spread.double() * _weights(inner).double().square().sum((0, 2))
     share = size / size.sum().clamp(min=1e-30)
     places = share.argsort(stable=True)
@@ -222,12 +223,8 @@ def order_by_norm(inner: Inner) -> Order:
 
 def _weights(inner: Inner) -> Tensor:
     """The readers' weights, one above the other [outputs, C, taps]."""
-    return torch.cat(
-        [
-            reader.weight.detach().flatten(2) if reader.weight.ndim > 2 else reader.weight.detach()[..., None]
-            for reader in inner.readers
-        ]
-    )
+    found = [reader.weight.detach().cpu() for reader in inner.readers]
+    return torch.cat([weight.flatten(2) if weight.ndim > 2 else weight[..., None] for weight in found])
 
 
 def refit(inner: Inner, evidence: Evidence, kept: Tensor) -> None:
@@ -247,7 +244,7 @@ def refit(inner: Inner, evidence: Evidence, kept: Tensor) -> None:
 
 def _absorb(reader: Map, kept: Tensor, gone: Tensor, solved: Tensor, constant: Tensor) -> None:
     with torch.no_grad():
-        weight = reader.weight.double()
+        weight = reader.weight.cpu().double()
         weight[:, kept] += torch.einsum("og...,gk->ok...", weight[:, gone], solved)
         if reader.bias is not None:
             reader.bias += torch.einsum("og...,g->o", weight[:, gone], constant).to(reader.bias)
