@@ -42,6 +42,9 @@ class Outputs:
         self.images = nn.functional.normalize(torch.randn(64, 24, generator=generator), dim=-1).numpy()
         self.words = nn.functional.normalize(torch.randn(128, 24, generator=generator), dim=-1).numpy()
 
+    def content(self, position: int) -> str:
+        return ""
+
     def draw(self, positions: Any, epoch: int) -> Any:
         return Draw([View()] * len(positions), np.zeros(len(positions), np.int64), self.images[positions])
 
