@@ -257,13 +257,14 @@ def export(
     format: str = "bundle",
     labels: Sequence[str] = (),
     templates: str = AUTO,
+    licences: Sequence[str] = (),
 ) -> dict[str, object]:
     """Write ``model`` as a bundle that needs no PyTorch to the folder ``out``; what was written, and its parity.
 
     ``format``: ``open_clip`` or ``hf`` for a folder that these libraries load, where its architecture is theirs.
     ``labels``: a class bundle, with the vectors of these classes and no text tower; they are worded by ``templates``
-    (auto: openai80, or what the model has learned). Raises ``UnsupportedError`` where a tower or tokenizer has no such
-    form, or would not say the same.
+    (auto: openai80, or what the model has learned). ``licences``: lines for the card, such as "data: CC BY 4.0".
+    Raises ``UnsupportedError`` where a tower or tokenizer has no such form, or would not say the same.
     """
     from clipette.export.bundle import export_bundle
     from clipette.export.classes import with_classes
@@ -272,12 +273,13 @@ def export(
     encoder = resolve(model, device="cpu")
     if not isinstance(encoder, TorchEncoder):
         raise ConfigError(f"{model} is no PyTorch model: it has nothing to export")
+    card = {**recorded_card(model), **({"licences": list(licences)} if licences else {})}
     if format != "bundle":
         if format not in FORMATS:
             raise ConfigError(f"format '{format}' is none of bundle, {', '.join(FORMATS)}")
         if labels:
             raise ConfigError("labels make a class bundle: leave them out, or use the format bundle")
-        written = export_folder(encoder, out, format, card=recorded_card(model))
+        written = export_folder(encoder, out, format, card=card)
         return {"folder": str(written.path), "load": written.load, "largest_difference": written.difference}
     if templates == AUTO:
         templates = fitting_templates([encoder], labels)
@@ -286,7 +288,7 @@ def export(
     found = export_bundle(
         encoder,
         out,
-        card=recorded_card(model),
+        card=card,
         templates=templates if labels else None,
         trained_on=read_trained_on(model),
     )

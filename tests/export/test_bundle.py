@@ -305,6 +305,9 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "newer operators": (lambda b: changed(b, opset=99), "operator set 99"),
     "no manifest": (lambda b: (b / "manifest.json").unlink(), "no bundle here"),
     "broken manifest": (lambda b: (b / "manifest.json").write_text("{"), "damaged"),
+    "a manifest of brackets": (lambda b: (b / "manifest.json").write_text("[" * 100_000), "damaged"),
+    "a scale that no float holds": (lambda b: changed(b, logit_scale=10**400), "it does not say logit_scale"),
+    "a scale that is none": (lambda b: changed(b, logit_scale=float("nan")), "it does not say logit_scale"),
     "half a manifest": (
         lambda b: (b / "manifest.json").write_text('{"format": "clipette-bundle", "version": 1}'),
         "say",

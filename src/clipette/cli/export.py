@@ -31,8 +31,13 @@ def export(
         str,
         typer.Option(metavar="NAME", help="How --labels are worded. auto: openai80, or what the model has learned."),
     ] = "auto",
+    licence: Annotated[
+        list[str] | None,
+        typer.Option("--licence", "--license", metavar="TEXT", help='For the card: "data: CC BY 4.0". Repeatable.'),
+    ] = None,
 ) -> None:
     """Write a model as a bundle that needs no PyTorch, or as a folder for open_clip or transformers."""
     from clipette import verbs
 
-    print_result(verbs.export(model, out, format=format, labels=words(labels), templates=templates))
+    found = verbs.export(model, out, format=format, labels=words(labels), templates=templates, licences=licence or [])
+    print_result(found)

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +60,10 @@ class Bundle:
         return found
 
 
+# Of a scale and a bias; SigLIP's are 117 and −17.
+MOST = 1e6
+
+
 def is_bundle(path: Path) -> bool:
     """Whether the folder claims to be a bundle."""
     return (path / MANIFEST).is_file() and not (path / "store.json").is_file()
@@ -80,7 +83,7 @@ def _manifest(root: Path) -> Mapping[str, Any]:
         manifest = json.loads(path.read_bytes())
     except OSError as error:
         raise ModelError(f"{root}: no bundle here ({MANIFEST}: {error.strerror}); make one: clipette export") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: damaged ({error}); export the model again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ModelError(f"{path}: this is not a bundle of Clipette; make one: clipette export")
@@ -115,7 +118,8 @@ def _inner_faults(manifest: Mapping[str, Any]) -> list[str]:
             found = [f"files.{side['file']}"]
         faults += found
     numbers = {"logit_scale": manifest["logit_scale"], "logit_bias": manifest["logit_bias"]}
-    faults += [name for name, number in numbers.items() if not math.isfinite(number)]
+    # JSON knows integers that no float holds.
+    faults += [name for name, number in numbers.items() if not abs(number) < MOST]
     return faults if manifest["dim"] > 0 else [*faults, "dim"]
 
 

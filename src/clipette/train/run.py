@@ -28,6 +28,7 @@ from clipette.train.job import Job, identity_of, live_teacher
 from clipette.train.loop import Dev, Loop, LoopResult
 from clipette.train.ranks import barrier, rank
 from clipette.train.student import build_student, check_sizes, text_side
+from clipette.version import VERSION, commit
 
 
 def run_job(job: Job) -> LoopResult:
@@ -158,6 +159,9 @@ def _save(
         "seed": recipe.seed,
         "steps": result.steps,
         "seconds": round(result.seconds, 1),
+        "loss": dict(recipe.loss),
+        "dev": result.best,
+        "clipette": {"version": VERSION, "commit": commit()},
     }
     if job.dev is not None and job.dev.class_names and (protocol := seen.protocol(job.dev, job.dev.class_names)):
         card["dev_protocol"] = protocol
