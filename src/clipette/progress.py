@@ -88,6 +88,8 @@ def _rate(task: Task) -> str:
 
 def _per_second(done: float, seconds: float, unit: str) -> str:
     rate = done / seconds
+    if rate < 0.1:
+        return f"{1 / rate:,.0f} s each" if rate else ""
     return f"{rate:,.1f} {unit}/s" if rate < 100 else f"{rate:,.0f} {unit}/s"
 
 

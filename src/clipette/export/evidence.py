@@ -247,7 +247,8 @@ def _absorb(reader: Map, kept: Tensor, gone: Tensor, solved: Tensor, constant: T
         weight = reader.weight.cpu().double()
         weight[:, kept] += torch.einsum("og...,gk->ok...", weight[:, gone], solved)
         if reader.bias is not None:
-            reader.bias += torch.einsum("og...,g->o", weight[:, gone], constant).to(reader.bias)
+            lost = weight[:, gone].flatten(2).sum(2) if weight.ndim > 2 else weight[:, gone]
+            reader.bias += (lost @ constant).to(reader.bias)
         reader.weight.copy_(weight)
 
 
