@@ -55,13 +55,18 @@ class Benched:
     def flat(self) -> dict[str, float | None]:
         """The figures that tables and ``summary.json`` show."""
         image, text = self.images, self.texts
+        # Median and 99 % of every batch; the names of batch 1 are those of the table.
+        batches = {
+            f"{prefix}ms_{size}{suffix}": None if speed is None else speed.ms[size][place]
+            for prefix, speed in (("", image), ("text_", text))
+            for size in BATCHES
+            for place, suffix in enumerate(("", "_p99"))
+        }
         return {
+            **batches,
             "images_s": None if image is None else image.per_second,
             "images_core_s": None if image is None else image.per_core_second,
-            "ms_1": None if image is None else image.ms[1][0],
-            "ms_1_p99": None if image is None else image.ms[1][1],
             "texts_s": None if text is None else text.per_second,
-            "text_ms_1": None if text is None else text.ms[1][0],
             "mb": self.mb,
             "peak_mb": self.peak_mb,
             "load_s": self.load_seconds,

@@ -228,7 +228,5 @@ def card_of(encoder: Encoder) -> str:
     """The model card of a bundle, Markdown; nothing of other models."""
     if not isinstance(encoder, BundleEncoder):
         return ""
-    try:
-        return (encoder.bundle.path / CARD).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    # As it was read and checked: on disk it could have become a link to anything.
+    return encoder.bundle.files.get(CARD, b"").decode("utf-8", errors="replace")

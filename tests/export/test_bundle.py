@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -44,11 +45,8 @@ def encoder_of(model: DualEncoder) -> TorchEncoder:
 # One of each way into a graph: an export takes ten seconds, and `make test-bench` and `make bench-export` have all.
 EVERY_TIME = {
     "open_clip, vit",
-    "open_clip, resnet",
     "transformers, siglip",
     "lit pair",
-    "student",
-    "student, visual prompts",
     "student, pruned",
 }
 
@@ -213,6 +211,20 @@ def changed(bundle: Path, **facts: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
 
 
+def other_mean(bundle: Path, mean: float = 9.0, *, everywhere: bool = False) -> None:
+    image = json.loads((bundle / "manifest.json").read_text())["image"]
+    image["preprocess"]["mean"] = [mean] * 3
+    changed(bundle, image=image)
+    if everywhere:
+        reseal(bundle, "preprocess.json", json.dumps(image["preprocess"]).encode())
+
+
+def piped(bundle: Path) -> None:
+    path = bundle / "tokenizer" / "words.json"
+    path.unlink()
+    os.mkfifo(path)
+
+
 def reseal(bundle: Path, name: str, data: bytes) -> None:
     """What somebody would do who wants a changed file to be believed."""
     (bundle / name).write_bytes(data)
@@ -323,8 +335,32 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no words": (lambda b: reseal(b, "tokenizer/words.json", b"[1]"), "no saved word tokenizer"),
     "no preprocessing": (lambda b: changed(b, image={"file": "image.onnx", "preprocess": {"size": [0]}}), "preprocess"),
     "a file of nobody": (lambda b: changed(b, image={"file": "x", "preprocess": {}}), "damaged"),
+    "other preprocessing": (other_mean, r"does not say of preprocessing what preprocess\.json says"),
+    "no number": (lambda b: other_mean(b, float("nan"), everywhere=True), "std"),
+    "a pipe": (piped, r"words\.json: missing"),
     "another graph": (lambda b: reseal(b, "image.onnx", b""), "onnxruntime cannot run this graph"),
 }
+
+
+def test_a_folder_with_some_manifest_is_no_bundle_to_replace(kept: tuple[Path, TorchEncoder], tmp_path: Path) -> None:
+    page = tmp_path / "my-page"
+    page.mkdir()
+    (page / "manifest.json").write_text('{"name": "a web page", "icons": []}')
+    (page / "index.html").write_text("years of work")
+    with pytest.raises(ConfigError, match="is there and no bundle"):
+        export_bundle(kept[1], page)
+    assert (page / "index.html").read_text() == "years of work"
+
+
+def test_half_of_a_character_is_read_as_a_question_mark(kept: tuple[Path, TorchEncoder]) -> None:
+    ours = load_bundle(kept[0])
+    np.testing.assert_array_equal(ours.encode_texts(["red \ud800 star"]), ours.encode_texts(["red ? star"]))
+
+
+def test_pixels_of_another_size_are_an_error_in_words(kept: tuple[Path, TorchEncoder]) -> None:
+    ours = load_bundle(kept[0])
+    with pytest.raises(ModelError, match=r"image\.onnx: .* cannot run this graph"):
+        ours.encode_pixels(np.zeros((1, 4, 8, 8), np.float32))
 
 
 @pytest.mark.parametrize("name", list(ATTACKS))

@@ -29,7 +29,8 @@ def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recall, "QUERIES", 25)
 
 
-@pytest.fixture(params=["lance", "milvus"])
+# Milvus takes six seconds a test here; every time it is asked what test_conformance.py asks, here in make test-bench.
+@pytest.fixture(params=["lance", pytest.param("milvus", marks=pytest.mark.bench)])
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Collection]:
     store = "lance" if request.param == "lance" else request.getfixturevalue("milvus_address")
     with create(tmp_path / "my.index", space="s", dim=DIM, store=store, exact_rows=100) as collection:

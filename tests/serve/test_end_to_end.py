@@ -149,3 +149,16 @@ def test_a_bundle_of_classes_answers_in_its_own_wording(served: Served, tmp_path
             assert unknown.status_code == 400
             assert "not among" in unknown.json()["error"]["message"]
             assert client.get("/readyz").status_code == 200
+
+
+def test_the_card_is_the_one_that_was_checked(served: Served, tmp_path: Path) -> None:
+    card = served.encoder.bundle.path / "card.md"
+    original = card.read_bytes()
+    (tmp_path / "secret").write_text("secret")
+    card.unlink()
+    card.symlink_to(tmp_path / "secret")
+    try:
+        assert serving.card_of(served.encoder) == original.decode()
+    finally:
+        card.unlink()
+        card.write_bytes(original)

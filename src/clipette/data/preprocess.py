@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias, cast, get_args
@@ -23,6 +24,8 @@ Mode: TypeAlias = Literal["crop", "squash", "pad"]
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # A 1 x 60,000 strip resized by its shorter side would need gigabytes, nearly all of it to be cut off again.
 FAR_LARGER = 20
+# Of a model's input: beyond, a damaged file speaks.
+LONGEST = 8192
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,10 @@ class Preprocess:
     shorter: int | None = None
 
     def __post_init__(self) -> None:
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise ConfigError(f"preprocess: size {self.size} must be (height, width), both >= 1")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if len(self.size) != 2 or min(self.size) < 1 or max(self.size) > LONGEST:
+            raise ConfigError(f"preprocess: size {self.size} must be (height, width), both from 1 to {LONGEST}")
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
             raise ConfigError(f"preprocess: mean {self.mean} and std {self.std} must be three numbers each, std > 0")
         if self.interpolation not in RESAMPLING:
             raise ConfigError(f"preprocess: interpolation '{self.interpolation}' must be one of {sorted(RESAMPLING)}")
@@ -109,7 +113,7 @@ class Preprocess:
             std = tuple(float(x) for x in cast("list[float]", values["std"]))
             rest = {name: value for name, value in values.items() if name not in ("size", "mean", "std")}
             return cls(pair, mean, std, **rest)  # type: ignore[arg-type]  # __post_init__ checks the values
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"preprocess {dict(values)}: {type(error).__name__}: {error}") from error
 
     def _framed(self, image: Image.Image) -> Image.Image:

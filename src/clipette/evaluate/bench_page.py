@@ -29,6 +29,13 @@ COLUMNS = {
     "peak_mb": ("peak memory, MB", True),
     "load_s": ("start, s", True),
 }
+# Latency by batch, milliseconds: a second table.
+LATENCIES = {
+    f"{prefix}ms_{size}{suffix}": f"{size} {what}{'s' if size > 1 else ''}, {word}"
+    for prefix, what in (("", "image"), ("text_", "text"))
+    for size in (1, 8, 32)
+    for suffix, word in (("", "median"), ("_p99", "99 %"))
+}
 Flat = Mapping[str, float | None]
 
 
@@ -72,6 +79,7 @@ def bench_page(bench: Bench, *, data: str, threads: int) -> str:
             "names": bench.names,
             "rows": bench.flat,
             "columns": COLUMNS,
+            "latencies": LATENCIES,
             "what": bench.what,
             "values": bench.figures,
             "marked": bench.marked,

@@ -25,7 +25,7 @@ from clipette.models.core import ImageTower, TextTower
 from clipette.models.inference import TorchEncoder
 from clipette.models.text import TableTextTrunk
 from clipette.progress import track
-from clipette.runtime.bundle import FORMAT, MANIFEST, OPSET, VERSION, Bundle, is_bundle
+from clipette.runtime.bundle import FORMAT, MANIFEST, OPSET, VERSION, Bundle, holds_bundle
 from clipette.runtime.encoder import BundleEncoder
 from clipette.runtime.tokens import TableTokenizer
 from clipette.version import VERSION as CLIPETTE
@@ -65,7 +65,7 @@ def export_bundle(
             ``PARITY`` from the model's.
     """
     target = Path(out)
-    check_target(target, is_bundle, KIND)
+    check_target(target, holds_bundle, KIND)
     facts, files = bundle_parts(encoder, dict(card or {}))
     if templates is not None:
         facts["text"]["templates"] = templates
@@ -114,7 +114,7 @@ def write_bundle(target: Path, facts: Mapping[str, Any], files: Mapping[str, byt
         # Last: what has no manifest is no bundle.
         write_json(made / MANIFEST, {**facts, "files": records})
 
-    return write_folder(target, fill, ours=is_bundle, what=KIND)
+    return write_folder(target, fill, ours=holds_bundle, what=KIND)
 
 
 def bundle_parts(encoder: TorchEncoder, card: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -18,7 +18,8 @@ from clipette.export.folders import check_target
 from clipette.export.gate import Budget, Quality, measure_quality, refuse
 from clipette.export.nncf_int8 import Nncf
 from clipette.export.quantize import Batches, Dynamic, Quantizer, Segment, Static, half, is_convolutional, segments
-from clipette.runtime import BundleEncoder, is_bundle, load_bundle, open_bundle
+from clipette.runtime import BundleEncoder, load_bundle, open_bundle
+from clipette.runtime.bundle import holds_bundle
 from clipette.runtime.sessions import choose_engine
 from clipette.types import Failure
 
@@ -73,7 +74,7 @@ def quantize(
     if full.bundle.manifest["precision"] != "fp32":
         raise ConfigError(f"{source} is {full.bundle.manifest['precision']} already: start from the full bundle")
     target = Path(out)
-    check_target(target, is_bundle, KIND)
+    check_target(target, holds_bundle, KIND)
     if target.resolve() == Path(source).resolve():
         raise ConfigError(f"{target}: this is the bundle that is to be made smaller; name another place for the result")
     reference = CachedEncoder(full)

@@ -69,6 +69,18 @@ def is_bundle(path: Path) -> bool:
     return (path / MANIFEST).is_file() and not (path / "store.json").is_file()
 
 
+def holds_bundle(path: Path) -> bool:
+    """Whether the folder says of itself that it is a bundle, and so may be replaced by one.
+
+    Many folders have a ``manifest.json``: web pages, browser extensions, container images.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+
+
 def open_bundle(path: str | Path) -> Bundle:
     """Read and check a bundle. Raises ``ModelError``: no bundle, a newer format, a file missing, cut or changed."""
     root = Path(path)
@@ -137,12 +149,16 @@ def _checked(root: Path, name: str, record: Mapping[str, Any]) -> bytes:
     if not path.is_relative_to(root.resolve()):
         raise ModelError(f"{root / MANIFEST}: the file '{name}' lies outside the bundle: refused")
     try:
-        data = path.read_bytes()
+        # Before it is read: a pipe would never end, and a hole in the disk has any size.
+        size = path.stat().st_size if path.is_file() else -1
+        data = path.read_bytes() if size == record.get("size") else b""
     except OSError as error:
         raise ModelError(f"{path}: missing ({error.strerror}); copy the whole bundle again") from error
+    if size < 0:
+        raise ModelError(f"{path}: missing (no such file); copy the whole bundle again")
     if len(data) != record.get("size") or digest(data) != record.get("digest"):
         raise ModelError(
-            f"{path}: not the file that was exported ({len(data)} of {record.get('size')} bytes, or changed); "
+            f"{path}: not the file that was exported ({size} of {record.get('size')} bytes, or changed); "
             "copy the whole bundle again"
         )
     return data

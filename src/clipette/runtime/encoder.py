@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from clipette.runtime.sessions import Session, open_session
 from clipette.runtime.tokens import TableTokenizer, build_tokenizer
 from clipette.types import Encoded, Floats, ImageInput, Sample
 
+PREPROCESS = "preprocess.json"
 INPUTS = {"image": ("pixels",), "text": ("input_ids", "attention_mask")}
 
 
@@ -48,8 +50,12 @@ class BundleEncoder:
 
     def _preprocessing(self, values: Mapping[str, Any]) -> Preprocess:
         try:
+            # The file is checked by its digest; the manifest beside it must not say something else.
+            exported = self.bundle.files.get(PREPROCESS)
+            if exported is not None and json.loads(exported) != values:
+                raise ConfigError(f"it does not say of preprocessing what {PREPROCESS} says")
             return Preprocess.from_dict(values)
-        except ConfigError as error:
+        except (ConfigError, ValueError) as error:
             raise ModelError(f"{self.bundle.path / MANIFEST}: damaged ({error}); export the model again") from error
 
     def _vectors(self, file: str) -> Floats:
@@ -162,7 +168,8 @@ class BundleEncoder:
     def _encode_strings(self, texts: Sequence[str]) -> Floats:
         if self.tokenizer is None:
             raise UnsupportedError(f"{self.name} has no text side: it cannot encode texts")
-        tokens = self.tokenizer(texts)
+        # Half of a character (a lone surrogate) is none: no tokenizer can read it.
+        tokens = self.tokenizer([text.encode("utf-8", "replace").decode() for text in texts])
         out: Floats
         if self._text is not None:
             out = self._text(tokens)

@@ -73,13 +73,17 @@ class OnnxSession:
             self._inner = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
             raise _cannot_run("onnxruntime", where, error) from error
+        self._where = where
         self.engine = "onnxruntime"
         self.inputs = tuple(each.name for each in self._inner.get_inputs())
         shape = self._inner.get_outputs()[0].shape
         self.width = shape[-1] if shape and isinstance(shape[-1], int) else None
 
     def __call__(self, arrays: Mapping[str, Any]) -> Any:
-        return self._inner.run(None, {name: arrays[name] for name in self.inputs})[0]
+        try:
+            return self._inner.run(None, {name: arrays[name] for name in self.inputs})[0]
+        except Exception as error:  # as above
+            raise _cannot_run("onnxruntime", self._where, error) from error
 
 
 class OpenVinoSession:
@@ -103,6 +107,7 @@ class OpenVinoSession:
             self._inner = core.compile_model(core.read_model(io.BytesIO(model)), "CPU", settings)
         except Exception as error:  # it raises RuntimeError for everything
             raise _cannot_run("OpenVINO", where, error) from error
+        self._where = where
         self.engine = "openvino"
         self.inputs = tuple(each.any_name for each in self._inner.inputs)
         last = list(self._inner.outputs[0].partial_shape)[-1:]
@@ -114,7 +119,10 @@ class OpenVinoSession:
         request = getattr(self._requests, "own", None)
         if request is None:
             request = self._requests.own = self._inner.create_infer_request()
-        request.infer({name: arrays[name] for name in self.inputs}, share_inputs=True)
+        try:
+            request.infer({name: arrays[name] for name in self.inputs}, share_inputs=True)
+        except Exception as error:  # as above
+            raise _cannot_run("OpenVINO", self._where, error) from error
         return request.get_output_tensor(0).data.copy()
 
 
