@@ -6,8 +6,8 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 VENV ?= .venv
 OUT ?=
 SEEDS ?=
-# Test processes: four on the two cores of the smallest machine, for some tests wait for servers; 0 is one, in the foreground.
-WORKERS ?= 4
+# Test processes: three on the two cores of the smallest machine, for some tests wait for servers; 0 is one, in the foreground.
+WORKERS ?= 3
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.clipette-installed
 # Options only where they are given: each script has defaults of its own.

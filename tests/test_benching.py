@@ -27,6 +27,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(folder / "whole"), str(export_bundle(TorchEncoder(model, name="s", device="cpu"), folder / "b").path)
 
 
+@pytest.mark.bench
 def test_a_model_and_its_bundle(
     models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,8 +45,6 @@ def encoder_of(model: DualEncoder) -> TorchEncoder:
 # One of each way into a graph: an export takes ten seconds, and `make test-bench` and `make bench-export` have all.
 EVERY_TIME = {
     "open_clip, vit",
-    "transformers, siglip",
-    "lit pair",
     "student, pruned",
 }
 

@@ -75,6 +75,7 @@ def trunk_parameters(folder: Path) -> int:
     return sum(tensor.numel() for name, tensor in named.items())
 
 
+@pytest.mark.bench
 def test_a_run_ends_with_half_of_the_teacher_and_loads_in_a_fresh_process(world: Path) -> None:
     run = distill(world, "run")
     lines = read_metrics(run / "metrics.jsonl", "train")
@@ -131,6 +132,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(world: Path, monkeypatch: 
     ).read_bytes()
 
 
+@pytest.mark.bench
 def test_the_next_stage_starts_from_the_result_with_or_without_masks(world: Path) -> None:
     first = distill(world, "first", "masks.keep=0.75")
     second = distill(world, "second", f"init={first}", "masks.keep=0.66", "seed=1")
