@@ -83,15 +83,17 @@ class Guard:
             raise self._too_much_held()
         body = await self._read(receive)
         try:
-            # Only now does it take a place: clients whose bodies come slowly must not keep others out.
+            # Only now does it take a place: clients whose bodies come slowly must not keep others out. Probes take none: a
+            # monitor that asks every second must not turn a user away.
             if not probe:
                 self._check_room()
-            self._count(+1)
+                self._count(+1)
             try:
                 limit = self._settings.write_timeout if needed == WRITE else self._settings.timeout
                 await self._run(scope, body, receive, answer, limit)
             finally:
-                self._count(-1)
+                if not probe:
+                    self._count(-1)
         finally:
             self._held -= len(body)
 

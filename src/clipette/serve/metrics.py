@@ -54,7 +54,7 @@ class Metrics:
             "clipette_abandoned", "Requests whose client went away or whose time was up.", ["why"],
             registry=self.registry,
         )  # fmt: skip
-        self.in_flight = Gauge("clipette_in_flight", "Requests being worked on.", registry=self.registry)
+        self.in_flight = Gauge("clipette_in_flight", "Requests being worked on but for probes.", registry=self.registry)
         self._readings = _Readings()
         self.registry.register(self._readings)
 
