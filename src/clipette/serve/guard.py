@@ -83,8 +83,8 @@ class Guard:
             raise self._too_much_held()
         body = await self._read(receive)
         try:
-            # Only now does it take a place: clients whose bodies come slowly must not keep others out. Probes take none: a
-            # monitor that asks every second must not turn a user away.
+            # Only now does it take a place: clients whose bodies come slowly must not keep others out. Probes take
+            # none: a monitor that asks every second must not turn a user away.
             if not probe:
                 self._check_room()
                 self._count(+1)
