@@ -44,6 +44,10 @@ CANDIDATES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "default+contrast": ({"image_to_teacher": {"weight": 1, "temperature": 0.07}}, {}),
     "default+classes": ({"class_text_kl": 1}, {}),
     "default+pairs": ({"in_batch_kl": 1}, {}),
+    # What the labels of a labelled set add: read nowhere else, so that on captions these are the sums without them.
+    "default+labels": ({"class_text_ce": 1}, {}),
+    "default+clip+labels": ({"clip": 1, "class_text_ce": 1}, {}),
+    "default+clip+rkd": ({"clip": 1, "image_distance": 25, "image_angle": 50}, {}),
     "default+gram": ({"image_gram": 100}, {}),
     "default+affinity": ({"affinity": {"weight": 1, "scale": 50}}, {}),
     "default+gradient": ({}, {"balance": "gradient"}),
@@ -77,11 +81,14 @@ def find_method(name: str, *, captions: bool) -> Method:
     """
     if name == "default" or name in CANDIDATES:
         change, options = CANDIDATES.get(name, ({}, {}))
-        return Method(name, {**losses_for(captions=captions, classes=not captions), **change}, **options)
-    loss = dict(load_yaml(Recipe, find_recipe(name)).loss)
-    if captions:
-        loss.pop("class_text_ce", None)
+        sums = {**losses_for(captions=captions, classes=not captions), **change}
+        return Method(name, _readable(sums, captions=captions), **options)
+    loss = _readable(load_yaml(Recipe, find_recipe(name)).loss, captions=captions)
     return Method(name, loss, guides=("second",) if name == "mobileclip" else ())
+
+
+def _readable(loss: Mapping[str, Any], *, captions: bool) -> dict[str, Any]:
+    return {name: term for name, term in loss.items() if not (captions and name == "class_text_ce")}
 
 
 def group_of(name: str) -> str:
