@@ -13,10 +13,11 @@ from clipette.index.build import add_all, build_index
 from clipette.index.calibrate import calibrate, keep_calibration
 from clipette.index.clicked import evaluate_clicks
 from clipette.index.clicks import read_clicks
-from clipette.index.collection import Collection, open_index
+from clipette.index.collection import Collection
 from clipette.index.drafting import Texts
 from clipette.index.layout import EXACT_ROWS
 from clipette.index.mixed import measure_mixed
+from clipette.index.opening import open_index
 from clipette.index.query import Query
 from clipette.index.recall import asked_recall, raise_until
 from clipette.index.search import Searcher, Threshold

@@ -18,8 +18,9 @@ from fastapi import FastAPI
 from clipette.data.sources import load_data
 from clipette.errors import ConfigError, UnsupportedError
 from clipette.index.build import add_all, build_index
-from clipette.index.collection import Collection, open_index
+from clipette.index.collection import Collection
 from clipette.index.layout import MANIFEST
+from clipette.index.opening import open_index
 from clipette.index.search import Searcher
 from clipette.indexing import calibrate_with
 from clipette.io import cache_root, digest_json

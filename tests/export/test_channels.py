@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tests.export.kinds import student
+from tests.export.pictures import captioned, noise
 from tests.models.test_slim import SIDE, every_other, silence, tower_of
 from torch import Tensor, nn
 
@@ -246,13 +247,7 @@ def test_a_mended_tower_is_nearer_than_one_cut_by_norm(batches: list[Tensor]) ->
 def test_a_start_at_another_size_is_a_student_to_distil(tmp_path: Path) -> None:
     from clipette import verbs
 
-    draw = np.random.default_rng(0)
-    rows = ["image,caption"]
-    for number in range(12):
-        Image.fromarray(draw.integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
-        rows.append(f"{number}.png,a red star number {number} on a blue sky")
-    (tmp_path / "table.csv").write_text("\n".join(rows))
-    reference = f"csv:{tmp_path / 'table.csv'}"
+    reference = captioned(tmp_path, 12, noise(70, 80))
     whole = student(image={"name": "mobilenetv2_035", "size": 64})
     save_model(whole, tmp_path / "whole", name="whole")
     found = verbs.prune(

@@ -7,11 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tests.export.kinds import student
+from tests.export.pictures import captioned, noise
 from tests.models import test_open_clip_models as open_clip_kinds
 from tests.models import test_transformers_models as transformers_kinds
 
@@ -48,14 +47,7 @@ def encoder_of(model: DualEncoder) -> TorchEncoder:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    rows = ["image,caption"]
-    for number in range(12):
-        Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-        rows.append(f"{number}.png,a red star number {number} on a blue sky")
-    (folder / "table.csv").write_text("\n".join(rows))
-    return load_data(f"csv:{folder / 'table.csv'}")
+    return load_data(captioned(tmp_path_factory.mktemp("pictures"), 12, noise(40, 40)))
 
 
 def test_sizes_are_whole_layers_heads_and_steps_of_units() -> None:

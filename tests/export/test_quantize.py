@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
 from tests.export.kinds import student
+from tests.export.pictures import Pixels, captioned
 
 from clipette.data.dataset import Dataset
 from clipette.data.sources import load_data
@@ -33,16 +33,11 @@ needs_nncf = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    rows = ["image,caption"]
-    for number in range(24):
+    def draw(generator: np.random.Generator) -> Pixels:
         colour = generator.integers(0, 256, 3)
-        noise = generator.integers(0, 60, (40, 40, 3))
-        Image.fromarray(((noise + colour) % 256).astype(np.uint8)).save(folder / f"{number}.png")
-        rows.append(f"{number}.png,a red star number {number} on a blue sky")
-    (folder / "table.csv").write_text("\n".join(rows))
-    return load_data(f"csv:{folder / 'table.csv'}")
+        return ((generator.integers(0, 60, (40, 40, 3)) + colour) % 256).astype(np.uint8)
+
+    return load_data(captioned(tmp_path_factory.mktemp("pictures"), 24, draw))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from clipette.index.background import words_of
-from clipette.index.collection import Collection, create
+from clipette.index.collection import Collection
+from clipette.index.opening import create
 from clipette.index.store import Kind, Row
 from clipette.types import Encoded, Floats, ImageInput, Sample
 

@@ -21,7 +21,7 @@ from clipette.index.calibrate import (
     kept_calibrations,
     kinder,
 )
-from clipette.index.collection import open_index
+from clipette.index.opening import open_index
 from clipette.index.query import Query
 from clipette.index.scales import Scale
 from clipette.index.search import Searcher

@@ -367,7 +367,7 @@ def test_a_folder_that_a_killed_process_left_is_empty(tmp_path: Path) -> None:
 
 
 def test_two_who_create_one_index_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    from clipette.index import collection as room
+    from clipette.index import opening as room
 
     real = room.take_lock
 

@@ -18,8 +18,9 @@ from clipette.index.build import build_index
 from clipette.index.calibrate import calibrate, calibration_for, keep_calibration
 from clipette.index.clicked import evaluate_clicks
 from clipette.index.clicks import Click, ClickLog, read_clicks
-from clipette.index.collection import Collection, open_index
+from clipette.index.collection import Collection
 from clipette.index.mixed import measure_mixed
+from clipette.index.opening import open_index
 from clipette.index.query import Query
 from clipette.index.search import How, Searcher
 from clipette.metrics.bootstrap import Bootstrap

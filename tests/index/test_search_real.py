@@ -15,7 +15,8 @@ import pytest
 from tests.index.meaning import unit
 
 from clipette.index.calibrate import calibrate, keep_calibration
-from clipette.index.collection import Collection, create
+from clipette.index.collection import Collection
+from clipette.index.opening import create
 from clipette.index.query import Query
 from clipette.index.scales import reaches, scale_of
 from clipette.index.search import How, Searcher

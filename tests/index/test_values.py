@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from clipette.index import values
-from clipette.index.collection import Collection, create
+from clipette.index.collection import Collection
+from clipette.index.opening import create
 from clipette.index.store import Row
 
 

@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from clipette.data.images import decode_image
 from clipette.data.refs import FileImage
 from clipette.errors import BadImageError
-from clipette.index.collection import create
+from clipette.index.opening import create
 from clipette.serve.adapters import IndexPort
 from clipette.serve.app import create_app
 from clipette.serve.encoding import QueuedEncoder

@@ -151,7 +151,7 @@ def test_answers_are_cached_until_a_write(own: World) -> None:
 
 
 def test_a_write_of_another_process_is_seen(tmp_path: Path) -> None:
-    from clipette.index.collection import open_index
+    from clipette.index.opening import open_index
     from clipette.types import Sample
 
     with world(tmp_path, refresh_seconds=0.02) as served:

@@ -453,7 +453,7 @@ def test_keys_under_many_guesses(tmp_path: Path) -> None:
 
 
 def test_stopping_loses_no_accepted_write_and_no_answer(tmp_path: Path) -> None:
-    from clipette.index.collection import open_index
+    from clipette.index.opening import open_index
 
     with live(tmp_path, Colours(seconds=0.15)) as running, ThreadPoolExecutor(8) as pool:
 

@@ -23,7 +23,8 @@ from starlette.testclient import TestClient
 from clipette import serving
 from clipette.cli.app import main
 from clipette.errors import ConfigError, StoreError, UnsupportedError
-from clipette.index.collection import Collection, open_index
+from clipette.index.collection import Collection
+from clipette.index.opening import open_index
 from clipette.index.search import Searcher
 from clipette.serve.adapters import IndexSearch
 from clipette.serve.schemas import SearchRequest

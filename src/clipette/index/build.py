@@ -14,10 +14,11 @@ from clipette.data.dataset import Dataset
 from clipette.data.loading import FailureLimit
 from clipette.errors import DataError, StoreError, UnsupportedError
 from clipette.index.calibrate import calibrate, keep_calibration
-from clipette.index.collection import Collection, create, open_index
+from clipette.index.collection import Collection
 from clipette.index.derived import check_store
 from clipette.index.drafting import Texts
 from clipette.index.layout import EXACT_ROWS, MANIFEST
+from clipette.index.opening import create, open_index
 from clipette.index.recall import QUERIES, keep_queries, raise_until
 from clipette.index.writing import AddReport
 from clipette.progress import track
