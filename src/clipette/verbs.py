@@ -267,13 +267,14 @@ def export(
     Raises ``UnsupportedError`` where a tower or tokenizer has no such form, or would not say the same.
     """
     from clipette.export.bundle import export_bundle
+    from clipette.export.card import portable
     from clipette.export.classes import with_classes
     from clipette.export.peers import FORMATS, export_folder
 
     encoder = resolve(model, device="cpu")
     if not isinstance(encoder, TorchEncoder):
         raise ConfigError(f"{model} is no PyTorch model: it has nothing to export")
-    card = {**recorded_card(model), **({"licences": list(licences)} if licences else {})}
+    card = portable({**recorded_card(model), **({"licences": list(licences)} if licences else {})})
     if format != "bundle":
         if format not in FORMATS:
             raise ConfigError(f"format '{format}' is none of bundle, {', '.join(FORMATS)}")

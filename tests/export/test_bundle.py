@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 from tests.export.kinds import KINDS, student
 
-from clipette.errors import BadImageError, ConfigError, ModelError, UnsupportedError, UserError
+from clipette.errors import BadImageError, ConfigError, DataError, ModelError, UnsupportedError, UserError
 from clipette.evaluate.protocol import FILE as TRAINED_ON
 from clipette.evaluate.protocol import TrainedOn, read_trained_on
 from clipette.evaluate.wording import fitting_templates
@@ -288,21 +289,23 @@ def linked(bundle: Path) -> None:
     (bundle / "text.onnx").symlink_to(secret)
 
 
+def npy(array: npt.NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
 def shifted_classes(bundle: Path) -> None:
     """More names than vectors."""
     changed(bundle, text={"file": "classes.npy", "tokenizer": {"kind": "stored"}})
     reseal(bundle, "classes.json", b'["a", "b", "c"]')
-    buffer = io.BytesIO()
-    np.save(buffer, np.eye(2, 16, dtype=np.float32))
-    reseal(bundle, "classes.npy", buffer.getvalue())
+    reseal(bundle, "classes.npy", npy(np.eye(2, 16, dtype=np.float32)))
 
 
 def pickled_classes(bundle: Path) -> None:
     """A table of Python objects, which reading would run."""
     shifted_classes(bundle)
-    buffer = io.BytesIO()
-    np.save(buffer, np.array([{"a": 1}] * 3, dtype=object), allow_pickle=True)
-    reseal(bundle, "classes.npy", buffer.getvalue())
+    reseal(bundle, "classes.npy", npy(np.array([{"a": 1}] * 3, dtype=object)))
 
 
 ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -313,6 +316,12 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "newer format": (lambda b: changed(b, version=99), "version 99"),
     "another format": (lambda b: changed(b, format="zip"), "not a bundle of Clipette"),
     "newer operators": (lambda b: changed(b, opset=99), "operator set 99"),
+    "operators below none": (lambda b: changed(b, opset=-5), "it does not say opset"),
+    "operators that are a truth": (lambda b: changed(b, opset=True), "it does not say opset"),
+    "texts that fill the memory": (
+        lambda b: reseal(b, "tokenizer/words.json", b'{"context_length": 1000000000000, "words": ["a"]}'),
+        "context_length 1000000000000 is more than",
+    ),
     "no manifest": (lambda b: (b / "manifest.json").unlink(), "no bundle here"),
     "broken manifest": (lambda b: (b / "manifest.json").write_text("{"), "damaged"),
     "a manifest of brackets": (lambda b: (b / "manifest.json").write_text("[" * 100_000), "damaged"),
@@ -338,6 +347,30 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pipe": (piped, r"words\.json: missing"),
     "another graph": (lambda b: reseal(b, "image.onnx", b""), "onnxruntime cannot run this graph"),
 }
+
+
+def test_a_class_bundle_that_cannot_be_loaded_is_not_written_anew(
+    kept: tuple[Path, TorchEncoder], bundle: Path
+) -> None:
+    for damage in (shifted_classes, pickled_classes):
+        damage(bundle)
+        before = (bundle / "manifest.json").read_bytes()
+        with pytest.raises(ModelError, match=r"classes\.npy"):
+            add_classes(bundle, kept[1], ["ring"])
+        assert (bundle / "manifest.json").read_bytes() == before
+    changed(bundle, text={"file": "classes.npy", "tokenizer": {"kind": "stored"}, "templates": {"a": 1}})
+    reseal(bundle, "classes.npy", npy(np.eye(3, 16, dtype=np.float32)))
+    with pytest.raises(ModelError, match="its templates are no text"):
+        add_classes(bundle, kept[1], ["ring"])
+
+
+def test_one_in_place_of_a_list_is_refused(kept: tuple[Path, TorchEncoder]) -> None:
+    """A string's letters would be encoded one by one."""
+    for encoder in (load_bundle(kept[0]), kept[1]):
+        with pytest.raises(DataError, match=r"write \['a star'\]"):
+            encoder.encode_texts("a star")
+        with pytest.raises(DataError, match=r"write \[image\]"):
+            encoder.encode_images("red.png")
 
 
 def test_a_folder_with_some_manifest_is_no_bundle_to_replace(kept: tuple[Path, TorchEncoder], tmp_path: Path) -> None:

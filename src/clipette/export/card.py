@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from clipette.version import VERSION
@@ -21,7 +23,7 @@ A bundle of Clipette {clipette}: it runs without PyTorch.
 | image tower | {image} |
 | text side | {text} |
 | precision | {precision}, ONNX operator set {opset} |
-
+{lost}
 Vectors of two models are comparable if and only if their embedding spaces are equal.
 
 ```python
@@ -40,6 +42,9 @@ All that was recorded:
 {origin}
 ```
 """
+
+# A place on the machine that wrote it, behind a source's kind or alone; not a URL's.
+_PLACE = re.compile(r"(?P<kind>[a-z_]+:)?(?P<path>~?/(?!/).*)", re.DOTALL)
 
 ORIGIN = """\
 # {name}
@@ -65,6 +70,20 @@ def write_origin(name: str, load: str, card: Mapping[str, Any]) -> str:
     """The page beside a model that was written for another library; ``load``: how it is loaded there."""
     origin = json.dumps(card, indent=2, ensure_ascii=False, sort_keys=True)
     return ORIGIN.format(name=name, clipette=VERSION, load=load, origin=origin, told=told(card))
+
+
+def portable(value: Any) -> Any:
+    """A record as it may travel: of absolute paths, which name users and machines, their last part."""
+    if isinstance(value, Mapping):
+        return {name: portable(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(each) for each in value]
+    return ",".join(_name(part) for part in value.split(",")) if isinstance(value, str) else value
+
+
+def _name(reference: str) -> str:
+    found = _PLACE.fullmatch(reference)
+    return reference if found is None else f"{found['kind'] or ''}{PurePosixPath(found['path']).name or '/'}"
 
 
 def told(card: Mapping[str, Any]) -> str:
@@ -106,6 +125,22 @@ def write_card(facts: Mapping[str, Any]) -> str:
     image, text = facts["image"], facts["text"]
     seen = "none" if image is None else "×".join(str(side) for side in image["preprocess"]["size"]) + " pixels"
     kinds = {"stored": "stored texts only", "clip": "CLIP's byte pairs", "words": "words", "hf": "tokenizer.json"}
+    lost = _lost(facts["gate"]) if isinstance(facts.get("gate"), Mapping) else ""
     read = "none" if text is None else kinds[text["tokenizer"]["kind"]]
-    origin = json.dumps(facts["card"], indent=2, ensure_ascii=False, sort_keys=True)
-    return TEMPLATE.format(**{**facts, "image": seen, "text": read, "origin": origin, "told": told(facts["card"])})
+    card = _part(facts, "card")
+    origin = json.dumps(card, indent=2, ensure_ascii=False, sort_keys=True)
+    said = {"image": seen, "text": read, "origin": origin, "told": told(card), "lost": lost}
+    return TEMPLATE.format(**{**facts, **said})
+
+
+def _lost(gate: Mapping[str, Any]) -> str:
+    """What the smaller graphs cost, as the gate measured it against the full bundle."""
+    cosines = [
+        f"median cosine of {side} {value:.4f}"
+        for side in ("images", "texts")
+        if isinstance(value := gate.get(f"cosine_{side}"), int | float)
+    ]
+    before, after = gate.get("before"), gate.get("after")
+    if isinstance(before, int | float) and isinstance(after, int | float):
+        cosines.append(f"{_cell(gate.get('figure'))} {before:.4f} → {after:.4f}")
+    return f"| against fp32 | {', '.join(cosines)} |\n"

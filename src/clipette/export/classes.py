@@ -17,8 +17,9 @@ from clipette.export.bundle import write_bundle
 from clipette.models.core import DualEncoder
 from clipette.models.inference import TorchEncoder
 from clipette.models.rebuild import table_text_tower
-from clipette.runtime import open_bundle
-from clipette.types import Encoder, Floats
+from clipette.runtime import BundleEncoder, open_bundle
+from clipette.runtime.tokens import TableTokenizer
+from clipette.types import Encoder
 
 
 def with_classes(encoder: TorchEncoder, names: Sequence[str], templates: str) -> TorchEncoder:
@@ -42,24 +43,29 @@ def add_classes(bundle: str | Path, encoder: Encoder, names: Sequence[str]) -> t
 
     Raises:
         UnsupportedError: the bundle has a text tower, and so needs no stored classes.
-        ModelError: ``encoder`` is of another embedding space.
+        ModelError: ``encoder`` is of another embedding space, or the bundle is damaged.
         ConfigError: a class that is there already, or given twice.
     """
     opened = open_bundle(bundle)
     text = opened.side("text")
-    if text is None or text["tokenizer"]["kind"] != "stored":
+    if text is None or text["tokenizer"].get("kind") != "stored":
         raise UnsupportedError(f"{bundle} is no class bundle: make one with clipette export --labels")
     if encoder.space != opened.manifest["space"]:
         raise ModelError(
             f"{encoder.name} is of the embedding space {encoder.space}, {bundle} of {opened.manifest['space']}: their "
             "vectors cannot be compared; name the model that the bundle was exported from, or its teacher"
         )
-    known = json.loads(opened.files["classes.json"])
+    # Names and vectors, checked against each other: a bundle that cannot be loaded is not written anew.
+    before = BundleEncoder(opened)
+    known = before.tokenizer.texts if isinstance(before.tokenizer, TableTokenizer) else ()
     fresh = _distinct(names)
     if there := [name for name in fresh if name in known]:
         raise ConfigError(f"{bundle} has the class '{there[0]}' already")
-    stored: Floats = np.load(io.BytesIO(opened.files["classes.npy"]), allow_pickle=False)
-    vectors = np.concatenate([stored, class_vectors(encoder, fresh, text.get("templates", "none"))])
+    templates = text.get("templates", "none")
+    if not isinstance(templates, str):
+        raise ModelError(f"{bundle}: damaged, its templates are no text; export the model again")
+    stored = before.encode_texts(known)
+    vectors = np.concatenate([stored, class_vectors(encoder, fresh, templates)])
     buffer = io.BytesIO()
     np.save(buffer, vectors, allow_pickle=False)
     files = {

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from clipette.data.images import DecodeSettings, decode_image, upright_rgb
 from clipette.data.loading import iter_images
 from clipette.data.preprocess import Preprocess
-from clipette.errors import BadImageError
+from clipette.errors import BadImageError, DataError
 from clipette.progress import track
 from clipette.types import Encoded, Failure, Floats, ImageInput, Sample
 
@@ -42,7 +42,10 @@ def encode_images(
     batch_size: int,
     settings: DecodeSettings,
 ) -> Floats:
-    """``Encoder.encode_images``: [N, D]. Raises ``BadImageError`` on the first image that cannot be read."""
+    """``Encoder.encode_images``: [N, D]. Raises ``BadImageError`` on the first image that cannot be read,
+    ``DataError`` where one image is given in place of a list."""
+    if isinstance(images, str | bytes | Path | Image):
+        raise DataError("encode_images takes a list of images: write [image]")
     pieces = []
     for start in range(0, len(images), batch_size):
         opened = [open_image(image, settings) for image in images[start : start + batch_size]]
@@ -83,7 +86,12 @@ def encode_samples(
 
 
 def encode_texts(texts: Sequence[str], encode: EncodeStrings, *, dim: int, batch_size: int) -> Floats:
-    """``Encoder.encode_texts``: by length, which keeps padding and so the cost low; rows in the order of ``texts``."""
+    """``Encoder.encode_texts``: by length, which keeps padding and so the cost low; rows in the order of ``texts``.
+
+    Raises ``DataError`` where one string is given in place of a list: its letters would be encoded one by one.
+    """
+    if isinstance(texts, str):
+        raise DataError(f"encode_texts takes a list of texts: write [{texts[:40]!r}]")
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = np.zeros((len(texts), dim), np.float32)
     for start in range(0, len(texts), batch_size):

@@ -132,13 +132,18 @@ def _inner_faults(manifest: Mapping[str, Any]) -> list[str]:
     numbers = {"logit_scale": manifest["logit_scale"], "logit_bias": manifest["logit_bias"]}
     # JSON knows integers that no float holds.
     faults += [name for name, number in numbers.items() if not abs(number) < MOST]
-    return faults if manifest["dim"] > 0 else [*faults, "dim"]
+    return faults + [name for name in ("dim", "opset") if manifest[name] < 1]
 
 
 def _faults(values: object, kinds: Mapping[str, tuple[type, ...]], prefix: str) -> list[str]:
     """The names whose values are missing or of another type."""
     found = values if isinstance(values, dict) else {}
-    return [prefix + name for name, kind in kinds.items() if not isinstance(found.get(name, ...), kind)]
+    # No fact is a truth value, which Python takes for an integer.
+    return [
+        prefix + name
+        for name, kind in kinds.items()
+        if not isinstance(found.get(name, ...), kind) or isinstance(found[name], bool)
+    ]
 
 
 def _checked(root: Path, name: str, record: Mapping[str, Any]) -> bytes:

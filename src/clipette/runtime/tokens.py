@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from clipette.errors import ModelError, UnsupportedError, UserError
+from clipette.errors import ConfigError, ModelError, UnsupportedError, UserError
 from clipette.runtime.cleaning import find_cleaning
 from clipette.runtime.sentence_pieces import Normalizer
-from clipette.runtime.words import WordTokenizer
+from clipette.runtime.words import WordTokenizer, check_length
 from clipette.types import Ints, Tokenizer
 
 Files = Mapping[str, bytes]
@@ -132,11 +132,17 @@ class TableTokenizer:
         return {"texts.json": json.dumps(list(self.texts), ensure_ascii=False).encode()}
 
 
+def _length(settings: Mapping[str, Any]) -> int:
+    length = int(settings["context_length"])
+    check_length(length)
+    return length
+
+
 def _clip(settings: Mapping[str, Any], files: Files) -> Tokenizer:
     return ClipTokens(
         _library(files),
         cleaning=settings["cleaning"],
-        context_length=int(settings["context_length"]),
+        context_length=_length(settings),
         specials=settings["specials"],
         start=int(settings["start"]),
         end=int(settings["end"]),
@@ -147,7 +153,7 @@ def _hf(settings: Mapping[str, Any], files: Files) -> Tokenizer:
     return LibraryTokens(
         _library(files),
         cleaning=settings["cleaning"],
-        context_length=int(settings["context_length"]),
+        context_length=_length(settings),
         padding=settings["padding"],
         pad_id=int(settings["pad_id"]),
         pad_token=settings["pad_token"],
@@ -186,6 +192,8 @@ def build_tokenizer(settings: Mapping[str, Any], files: Files) -> Tokenizer:
         raise ModelError(f"the bundle's tokenizer is a '{kind}', which this Clipette does not know: upgrade it")
     try:
         return KINDS[kind](settings, files)
+    except ConfigError as error:
+        raise ModelError(f"the bundle's tokenizer is not whole: {error}; export the model again") from error
     except UserError:
         raise
     except KeyError as error:

@@ -15,6 +15,8 @@ from clipette.runtime.token_files import Assets, description_of, own_files, pack
 from clipette.types import Ints
 
 _WORD = re.compile(r"\w+|[^\w\s]")
+# Of the models that we know the longest reads 8,192 tokens.
+LONGEST = 1 << 17
 _PAD, _START, _END, _FIRST_BYTE, _FIRST_WORD = 0, 1, 2, 3, 259
 
 
@@ -128,6 +130,8 @@ def _words(text: str) -> list[str]:
 
 
 def check_length(context_length: int) -> None:
-    """Raises ``ConfigError`` where start and end would leave no room for a word."""
+    """Raises ``ConfigError`` where start and end would leave no room for a word, or a batch would fill the memory."""
     if context_length < 3:
         raise ConfigError(f"tokenizer: context_length {context_length} leaves no room between start and end: use >= 3")
+    if context_length > LONGEST:
+        raise ConfigError(f"tokenizer: context_length {context_length} is more than {LONGEST} tokens")
