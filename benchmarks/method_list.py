@@ -32,6 +32,7 @@ PUBLISHED = (
 )
 # No teacher, and one term of ours: reported, but no published distillation method.
 BASELINES = ("clip", "unlabelled")
+_CONTRAST: Mapping[str, Any] = {"image_to_teacher": {"weight": 1, "temperature": 0.07}}
 # What our default could become: chosen by dev figures, then written into train/budget.py. A change of terms (None
 # removes one), and options of the method.
 CANDIDATES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
@@ -44,19 +45,32 @@ CANDIDATES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "default+contrast": ({"image_to_teacher": {"weight": 1, "temperature": 0.07}}, {}),
     "default+classes": ({"class_text_kl": 1}, {}),
     "default+pairs": ({"in_batch_kl": 1}, {}),
-    # What the labels of a labelled set add: read nowhere else, so that on captions these are the sums without them.
-    "default+labels": ({"class_text_ce": 1}, {}),
-    "default+clip+labels": ({"clip": 1, "class_text_ce": 1}, {}),
-    "default+clip+rkd": ({"clip": 1, "image_distance": 25, "image_angle": 50}, {}),
     "default+gram": ({"image_gram": 100}, {}),
     "default+affinity": ({"affinity": {"weight": 1, "scale": 50}}, {}),
     "default+gradient": ({}, {"balance": "gradient"}),
     "default+uncertainty": ({}, {"balance": "uncertainty"}),
     "default+hard": ({}, {"neighbours": 8}),
 }
+# The same for sets with labels alone; on captions these are our default. The features' weight of 10 holds a student at
+# a teacher that errs, where labels know better.
+LABELLED: Mapping[str, Mapping[str, Any]] = {
+    "default+labels": {"class_text_ce": 1},
+    "labels+features": {"class_text_ce": 1, "image_cosine": 1},
+    "labels+few features": {"class_text_ce": 1, "image_cosine": 0.1},
+    "labels+contrast": {"class_text_ce": 1, "class_text_kl": None, "image_cosine": None, **_CONTRAST},
+    "labels+contrast+features": {"class_text_ce": 1, "class_text_kl": None, "image_cosine": 1, **_CONTRAST},
+    "names+contrast+features": {"clip": 1, "class_text_kl": None, "image_cosine": 1, **_CONTRAST},
+    "labels+contrast+gram": {
+        "class_text_ce": 1,
+        "class_text_kl": None,
+        "image_gram": 100,
+        "image_cosine": None,
+        **_CONTRAST,
+    },
+}
 # In the rendered world, with a small ViT: PromptKD's visual prompts and MFD's masks, and what to compare them with.
 WORLD = ("promptkd", "clip-kd-masked", "clip", "default", "clip-kd", "promptkd-stage2")
-KNOWN = ("default", *PUBLISHED, *CANDIDATES)
+KNOWN = ("default", *PUBLISHED, *CANDIDATES, *LABELLED)
 
 
 @dataclass(frozen=True)
@@ -79,8 +93,8 @@ def find_method(name: str, *, captions: bool) -> Method:
 
     Labels are read by ``class_text_ce`` alone, which has no place where there are none.
     """
-    if name == "default" or name in CANDIDATES:
-        change, options = CANDIDATES.get(name, ({}, {}))
+    if name == "default" or name in CANDIDATES or name in LABELLED:
+        change, options = CANDIDATES.get(name, ({} if captions else LABELLED.get(name, {}), {}))
         sums = {**losses_for(captions=captions, classes=not captions), **change}
         return Method(name, _readable(sums, captions=captions), **options)
     loss = _readable(load_yaml(Recipe, find_recipe(name)).loss, captions=captions)
@@ -88,11 +102,13 @@ def find_method(name: str, *, captions: bool) -> Method:
 
 
 def _readable(loss: Mapping[str, Any], *, captions: bool) -> dict[str, Any]:
-    return {name: term for name, term in loss.items() if not (captions and name == "class_text_ce")}
+    return {
+        name: term for name, term in loss.items() if term is not None and not (captions and name == "class_text_ce")
+    }
 
 
 def group_of(name: str) -> str:
     """``default``, ``candidates``, ``baselines``, ``methods``: where a row stands in the summary."""
     if name == "default":
         return name
-    return "candidates" if name in CANDIDATES else "baselines" if name in BASELINES else "methods"
+    return "candidates" if name in CANDIDATES or name in LABELLED else "baselines" if name in BASELINES else "methods"

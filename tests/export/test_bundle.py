@@ -295,11 +295,16 @@ def npy(array: npt.NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def shifted_classes(bundle: Path) -> None:
+def numbered_classes(bundle: Path) -> None:
+    shifted_classes(bundle, np.eye(2, 16))
+    reseal(bundle, "classes.json", b"[1, 2]")
+
+
+def shifted_classes(bundle: Path, vectors: npt.NDArray[Any] = np.eye(2, 16)) -> None:
     """More names than vectors."""
     changed(bundle, text={"file": "classes.npy", "tokenizer": {"kind": "stored"}})
     reseal(bundle, "classes.json", b'["a", "b", "c"]')
-    reseal(bundle, "classes.npy", npy(np.eye(2, 16, dtype=np.float32)))
+    reseal(bundle, "classes.npy", npy(vectors))
 
 
 def pickled_classes(bundle: Path) -> None:
@@ -338,6 +343,9 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "other inputs": (renamed_input, r"image\.onnx: it reads 'picture'"),
     "a link outside": (linked, "lies outside the bundle: refused"),
     "fewer vectors than names": (shifted_classes, "3 names and 2 vectors"),
+    "names that are none": (numbered_classes, r"classes\.json is no list of names"),
+    "vectors that are none": (lambda b: shifted_classes(b, np.full((3, 16), np.nan)), "NaN or infinity"),
+    "no space": (lambda b: changed(b, space=""), "it does not say space"),
     "pickled vectors": (pickled_classes, r"classes\.npy: not a table of vectors"),
     "no words": (lambda b: reseal(b, "tokenizer/words.json", b"[1]"), "no saved word tokenizer"),
     "no preprocessing": (lambda b: changed(b, image={"file": "image.onnx", "preprocess": {"size": [0]}}), "preprocess"),
@@ -371,6 +379,11 @@ def test_one_in_place_of_a_list_is_refused(kept: tuple[Path, TorchEncoder]) -> N
             encoder.encode_texts("a star")
         with pytest.raises(DataError, match=r"write \[image\]"):
             encoder.encode_images("red.png")
+        for size in (0, -1):
+            with pytest.raises(ConfigError, match=f"batch_size is {size}"):
+                encoder.encode_texts(["a star"], batch_size=size)
+        with pytest.raises(BadImageError, match="0x4 pixels"):
+            encoder.encode_images([Image.new("RGB", (0, 4))])
 
 
 def test_a_folder_with_some_manifest_is_no_bundle_to_replace(kept: tuple[Path, TorchEncoder], tmp_path: Path) -> None:

@@ -110,9 +110,11 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow image as upright 8-bit RGB, transparency on white; applying it twice changes nothing.
 
     Raises:
-        BadImageError: 32-bit float samples, whose range nothing states.
+        BadImageError: 32-bit float samples, whose range nothing states; no pixels.
     """
     image.load()
+    if not image.width * image.height:
+        raise BadImageError(f"{image.width}x{image.height} pixels: there is nothing to see")
     turn = UPRIGHT.get(_orientation(image))
     image = _rgb(image)
     if turn is None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from clipette.errors import UnsupportedError
+from clipette.evaluate.cost import ModelCost, measure_costs
 from clipette.evaluate.protocol import FILE as TRAINED_ON
 from clipette.evaluate.protocol import TrainedOn
 from clipette.export.card import write_card
@@ -123,9 +124,11 @@ def bundle_parts(encoder: TorchEncoder, card: Mapping[str, Any]) -> tuple[dict[s
     files: dict[str, bytes] = {}
     sides: dict[str, dict[str, Any] | None] = {"image": None, "text": None}
     towers = [tower for tower in (model.image, model.text) if tower is not None]
+    cost = measure_costs([encoder], None)[0]
     for tower in track(towers, total=len(towers), description="export", unit="towers"):
         name = "image" if isinstance(tower, ImageTower) else "text"
-        sides[name], more = _image_side(tower) if isinstance(tower, ImageTower) else _text_side(tower)
+        side, more = _image_side(tower) if isinstance(tower, ImageTower) else _text_side(tower)
+        sides[name] = {**side, **_described(tower, cost)}
         files |= more
     facts = {
         "format": FORMAT,
@@ -142,6 +145,25 @@ def bundle_parts(encoder: TorchEncoder, card: Mapping[str, Any]) -> tuple[dict[s
         "card": dict(card),
     }
     return facts, files
+
+
+def _described(tower: ImageTower | TextTower, cost: ModelCost | None) -> dict[str, Any]:
+    """What the card says of a tower."""
+    counted = None if cost is None else cost.image if isinstance(tower, ImageTower) else cost.text
+    kind = architecture(tower.blueprint.kind, tower.blueprint.arguments)
+    return {"architecture": kind} | ({} if counted is None else {"params": counted.params, "gmacs": counted.gmacs})
+
+
+def architecture(kind: str, arguments: Mapping[str, Any]) -> str:
+    """The name by which a tower's library knows it, and what was done to it: ``mobilenetv2_100, slim``."""
+    done = []
+    while isinstance(inner := arguments.get("inner"), Mapping):
+        done.append(kind)
+        kind, arguments = inner["kind"], inner["arguments"]
+    nested = [part for name in ("vision_cfg", "text_cfg", "config") if isinstance(part := arguments.get(name), Mapping)]
+    names = ("name", "timm_model_name", "hf_model_name", "model_type")
+    known = [str(part[name]) for part in (arguments, *nested) for name in names if part.get(name)]
+    return ", ".join([known[0] if known else kind, *(each for each in done if not each.startswith("headed"))])
 
 
 def _image_side(tower: ImageTower) -> tuple[dict[str, Any], dict[str, bytes]]:

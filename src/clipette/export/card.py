@@ -125,12 +125,22 @@ def write_card(facts: Mapping[str, Any]) -> str:
     image, text = facts["image"], facts["text"]
     seen = "none" if image is None else "×".join(str(side) for side in image["preprocess"]["size"]) + " pixels"
     kinds = {"stored": "stored texts only", "clip": "CLIP's byte pairs", "words": "words", "hf": "tokenizer.json"}
-    lost = _lost(facts["gate"]) if isinstance(facts.get("gate"), Mapping) else ""
     read = "none" if text is None else kinds[text["tokenizer"]["kind"]]
+    seen, read = _sized(seen, image), _sized(read, text)
+    lost = _lost(facts["gate"]) if isinstance(facts.get("gate"), Mapping) else ""
     card = _part(facts, "card")
     origin = json.dumps(card, indent=2, ensure_ascii=False, sort_keys=True)
     said = {"image": seen, "text": read, "origin": origin, "told": told(card), "lost": lost}
     return TEMPLATE.format(**{**facts, **said})
+
+
+def _sized(reads: str, side: Mapping[str, Any] | None) -> str:
+    """What a tower reads, what it is, and how large."""
+    side = side or {}
+    params, gmacs = side.get("params"), side.get("gmacs")
+    size = f"{params / 1e6:.3g} M parameters" if isinstance(params, int) and params else None
+    cost = f"{gmacs:.3g} GMACs" if isinstance(gmacs, int | float) and gmacs else None
+    return ", ".join(str(part) for part in (reads, side.get("architecture"), size, cost) if part)
 
 
 def _lost(gate: Mapping[str, Any]) -> str:

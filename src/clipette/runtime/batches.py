@@ -11,7 +11,7 @@ from PIL.Image import Image
 from clipette.data.images import DecodeSettings, decode_image, upright_rgb
 from clipette.data.loading import iter_images
 from clipette.data.preprocess import Preprocess
-from clipette.errors import BadImageError, DataError
+from clipette.errors import BadImageError, ConfigError, DataError
 from clipette.progress import track
 from clipette.types import Encoded, Failure, Floats, ImageInput, Sample
 
@@ -33,6 +33,11 @@ def open_image(image: ImageInput, settings: DecodeSettings) -> Image:
     return decode_image(data, location=str(image), settings=settings)
 
 
+def _check_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}: give at least 1")
+
+
 def encode_images(
     images: Sequence[ImageInput],
     encode: EncodePixels,
@@ -46,6 +51,7 @@ def encode_images(
     ``DataError`` where one image is given in place of a list."""
     if isinstance(images, str | bytes | Path | Image):
         raise DataError("encode_images takes a list of images: write [image]")
+    _check_size(batch_size)
     pieces = []
     for start in range(0, len(images), batch_size):
         opened = [open_image(image, settings) for image in images[start : start + batch_size]]
@@ -65,6 +71,7 @@ def encode_samples(
     progress: bool,
 ) -> Encoded:
     """``Encoder.encode_samples``: what cannot be read becomes a ``Failure``."""
+    _check_size(batch_size)
     keys: list[str] = []
     failures: list[Failure] = []
     waiting: list[Floats] = []
@@ -92,6 +99,7 @@ def encode_texts(texts: Sequence[str], encode: EncodeStrings, *, dim: int, batch
     """
     if isinstance(texts, str):
         raise DataError(f"encode_texts takes a list of texts: write [{texts[:40]!r}]")
+    _check_size(batch_size)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = np.zeros((len(texts), dim), np.float32)
     for start in range(0, len(texts), batch_size):

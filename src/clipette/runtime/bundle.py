@@ -132,6 +132,8 @@ def _inner_faults(manifest: Mapping[str, Any]) -> list[str]:
     numbers = {"logit_scale": manifest["logit_scale"], "logit_bias": manifest["logit_bias"]}
     # JSON knows integers that no float holds.
     faults += [name for name, number in numbers.items() if not abs(number) < MOST]
+    if not manifest["space"]:
+        faults.append("space")
     return faults + [name for name in ("dim", "opset") if manifest[name] < 1]
 
 

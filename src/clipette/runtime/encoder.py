@@ -71,6 +71,8 @@ class BundleEncoder:
                 f"{where}: {len(texts)} names and {len(vectors) if vectors.ndim else 0} vectors of width "
                 f"{vectors.shape[-1] if vectors.ndim else 0} (the manifest says {self.dim}); export the model again"
             )
+        if not np.isfinite(vectors).all():
+            raise ModelError(f"{where}: a vector holds NaN or infinity; export the model again")
         return np.asarray(vectors)
 
     def _session(self, side: str) -> Session | None:

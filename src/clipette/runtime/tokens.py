@@ -168,7 +168,10 @@ def _words(settings: Mapping[str, Any], files: Files) -> Tokenizer:
 
 
 def _stored(settings: Mapping[str, Any], files: Files) -> Tokenizer:
-    return TableTokenizer(json.loads(files["classes.json"]))
+    names = json.loads(files["classes.json"])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelError("the bundle's classes.json is no list of names; export the model again")
+    return TableTokenizer(names)
 
 
 def _library(files: Files) -> Any:
