@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from clipette.data.sources import load_data
 from clipette.errors import ConfigError, UnsupportedError
-from clipette.index.build import add_all, build_index
+from clipette.index.build import add_all, build_index, keep_failures
 from clipette.index.collection import Collection
 from clipette.index.layout import MANIFEST
 from clipette.index.opening import open_index
@@ -104,9 +104,17 @@ def up(
     with contextlib.closing(bind(settings)) as bound:
         encoder = load_encoder(model or default_model(), threads)
         folder = Path(index) if index is not None else default_index(str(data), encoder)
-        up_to_date(folder, str(data), encoder).close()
-        print(f"index: {folder}", file=sys.stderr)
+        with up_to_date(folder, str(data), encoder) as collection:
+            print(f"index: {folder}, {len(collection):,} rows{_left_out(collection)}", file=sys.stderr)
         serve_opened(folder, encoder, settings, bound, announce(open_page))
+
+
+def _left_out(collection: Collection) -> str:
+    lost = collection.facts.get("failures") or []
+    if not lost:
+        return ""
+    first = lost[0]
+    return f"; left out {len(lost):,} of its files, the first: {first['location'] or first['key']}: {first['reason']}"
 
 
 def serve_opened(
@@ -162,7 +170,8 @@ def up_to_date(folder: Path, data: str, encoder: Encoder) -> Collection:
         collection = open_index(folder, write=True, unfinished=True)
         if collection.manifest.ready:
             with _closed_on_error(collection):
-                add_all(collection, found.samples, encoder, replace_files=True, progress=True)
+                report = add_all(collection, found.samples, encoder, replace_files=True, progress=True)
+                keep_failures(collection, [*found.failures, *report.failures])
                 kept = {sample.key for sample in found.samples}
                 gone = [key for key in collection.keys(kind="image") if key not in kept]
                 if gone:

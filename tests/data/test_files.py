@@ -137,6 +137,10 @@ def test_tsv_and_jsonl_and_stated_columns(tmp_path: Path) -> None:
     (sample,) = data.samples
     assert (sample.key, sample.captions, sample.class_name) == ("77", ("x", "y"), "cat")
     assert not isinstance(load_image(sample), Failure)
+    keyed = put(tmp_path / "keyed.jsonl", json.dumps({"key": "k", "image": f"{tmp_path}/pics/a.png", "year": 1999}))
+    (sample,) = load_data(keyed).samples
+    # Its place is no fact about it, and goes to nobody who searches.
+    assert (sample.key, sample.meta) == ("k", {"year": 1999})
     lines = put(tmp_path / "t.jsonl", '{"file_name": "pics/a.png", "text": ["p", "q"]}\nbroken\n')
     data = load_data(lines)
     assert data.samples[0].captions == ("p", "q")

@@ -398,12 +398,14 @@ def test_a_second_writer_is_refused_in_words(made: Collection) -> None:
 
 
 def test_facts_are_kept(made: Collection) -> None:
-    made.set_fact("calibration", {"low": 0.2})
+    packed = "8" * 4000
+    made.set_fact("calibration", {"low": 0.2, "scales": [{"alpha": 0.1, "scores": packed}]})
     made.set_fact("other", [1])
     made.set_fact("other", None)
     with open_index(made.path) as reader:
-        assert reader.facts == {"calibration": {"low": 0.2}}
-        assert reader.info()["calibration"] == {"low": 0.2}
+        assert reader.facts == {"calibration": {"low": 0.2, "scales": [{"alpha": 0.1, "scores": packed}]}}
+        # What only programs read is not shown to people.
+        assert reader.info()["calibration"] == {"low": 0.2, "scales": [{"alpha": 0.1}]}
 
 
 def test_no_index_and_damaged_ones_are_said(tmp_path: Path) -> None:

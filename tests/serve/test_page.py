@@ -27,6 +27,8 @@ def test_by_text_while_typing(opened: Any) -> None:
     assert page.locator("#results img").first.evaluate("image => image.naturalWidth") == page_world.SIZE
     scores = [float(text) for text in page.locator(".score").all_inner_texts()]
     assert scores == sorted(scores, reverse=True)
+    page.locator("#words").fill("something red -blue")
+    expect(page.locator("#status")).to_contain_text("order also by what is left out")
 
 
 def test_pictures_are_left_to_the_browser_to_fetch_when_they_come_near(opened: Any) -> None:

@@ -176,12 +176,17 @@ def test_up_adds_what_is_new_and_removes_what_is_gone(tmp_path: Path, photos: Pa
         assert again.generation == generation
         assert encoder.calls == []
     (photos / "new.png").write_bytes(picture((9, 99, 9)))
+    (photos / "broken.png").write_bytes(b"no picture")
+    (photos / "two\nlines.png").write_bytes(picture("red"))
     (photos / "blue.png").write_bytes(picture("white"))
     (photos / "green.png").unlink()
     with serving.up_to_date(folder, str(photos), encoder) as changed:
         assert sorted(changed.keys()) == ["blue", "new", "red", "red twin", "white", "yellow"]
         assert changed.image_bytes("blue") == picture("white")
-    assert sum(encoder.calls) == 2
+        failures = {Path(each["key"]).name: each["reason"] for each in changed.facts["failures"]}
+        assert set(failures) == {"broken", "two\nlines"}
+        assert "printable text; rename it" in failures["two\nlines"]
+    assert sum(encoder.calls) == 3  # the broken one was tried
 
 
 def test_up_needs_a_model_that_sees(tmp_path: Path, photos: Path) -> None:

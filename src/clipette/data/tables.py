@@ -210,7 +210,10 @@ def _row(
         return
     root = os.path.expanduser(options["root"]) if "root" in options else str(path.parent)
     image = FileImage(os.path.join(root, name), place)
-    yield from _sample(_stated_key(record, key_column) or key_of(name, root), image, record, place, options)
+    key = _stated_key(record, key_column) or key_of(name, root)
+    # Where the image lies is no fact about it: an index shows facts to everyone who searches.
+    told = {column: value for column, value in record.items() if column not in (image_column, "key")}
+    yield from _sample(key, image, told, place, options)
 
 
 def _cell_row(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from clipette.index.drafting import Texts
 from clipette.index.layout import EXACT_ROWS, MANIFEST
 from clipette.index.opening import create, open_index
 from clipette.index.recall import QUERIES, keep_queries, raise_until
+from clipette.index.shards import check_key
 from clipette.index.writing import AddReport
 from clipette.progress import track
 from clipette.types import Encoder, Failure, Sample
@@ -81,7 +82,7 @@ def build_index(
             raise DataError(f"{data.reference}: nothing of it could be indexed{first}")
         limit.check(lost, len(data.samples) + len(data.failures), what=f"samples of {data.reference}")
         _keep_queries(collection, data.samples, encoder)
-        collection.set_fact("failures", [_failure(each) for each in lost[:1000]])
+        keep_failures(collection, lost)
         collection.optimize(progress=progress)
         found = raise_until(collection, recall)
         if not found["met"]:
@@ -143,13 +144,14 @@ def add_all(
 ) -> AddReport:
     """``Collection.add`` in pieces of ``CHUNK`` samples, each acknowledged by itself; the sum of the reports.
 
-    ``prefix``: put before each key, to keep data apart that uses the same keys.
+    ``prefix``: put before each key, to keep data apart that uses the same keys. A file whose name cannot be a key is a
+    failure like one that cannot be read.
     """
     if prefix:
         samples = [replace(sample, key=prefix + sample.key) for sample in samples]
+    samples, failures = _named(samples)
     pieces = [samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK)]
     counts = np.zeros(4, dtype=np.int64)
-    failures: list[Failure] = []
     bar = track(pieces, total=len(samples), description="encoding", unit="rows", enabled=progress, size=len)
     for piece in bar:
         report = collection.add(piece, encoder, texts=texts, replace=replace_files, batch_size=batch_size)
@@ -157,6 +159,19 @@ def add_all(
         failures += report.failures
     added, updated, unchanged, deleted = counts.tolist()
     return AddReport(added, updated, unchanged, deleted, tuple(failures), collection.generation)
+
+
+def _named(samples: Sequence[Sample]) -> tuple[list[Sample], list[Failure]]:
+    """The samples whose keys an index takes, and the others."""
+    kept, failures = [], []
+    for position, sample in enumerate(samples):
+        try:
+            check_key(sample.key, position)
+            kept.append(sample)
+        except DataError as error:
+            location = "" if sample.image is None else sample.image.location
+            failures.append(Failure(sample.key, repr(location), str(error)))
+    return kept, failures
 
 
 def _keep_queries(collection: Collection, samples: Sequence[Sample], encoder: Encoder) -> None:
@@ -172,5 +187,9 @@ def _keep_queries(collection: Collection, samples: Sequence[Sample], encoder: En
             log.info("recall is measured without captions: %s", error)
 
 
-def _failure(failure: Failure) -> dict[str, str]:
-    return {"key": failure.key, "location": failure.location, "reason": failure.reason}
+def keep_failures(collection: Collection, failures: Sequence[Failure]) -> None:
+    """Keep with the collection what of its data could not be read, at most 1,000 of them."""
+    told = [asdict(each) for each in failures[:1000]]
+    # A write where nothing is new would empty every cache.
+    if told != collection.facts.get("failures", []):
+        collection.set_fact("failures", told)

@@ -137,6 +137,8 @@ def _readable(fact: Any) -> Any:
     if isinstance(fact, Mapping):
         shown = {name: _readable(value) for name, value in fact.items()}
         return {name: value for name, value in shown.items() if value is not None}
+    if isinstance(fact, list | tuple):
+        return [_readable(value) for value in fact]
     return None if isinstance(fact, str) and len(fact) > LONGEST else fact
 
 

@@ -68,15 +68,11 @@ function build() {
     kinds,
     h("div", { class: "field" }, variety.element, amount.element),
     h("div", { class: "field" }, group.element, close.element),
-    Object.keys(info.index.columns).length > 0 &&
-      h(
-        "details",
-        { class: "field wide", open: true },
-        h("summary", { text: "Filters" }),
-        filters,
-        h("div", { class: "field" }, h("label", { for: "where", text: "Filter in words" }), where),
-      ),
   );
+  if (Object.keys(info.index.columns).length > 0) {
+    const words = h("div", { class: "field" }, h("label", { for: "where", text: "Filter in words" }), where);
+    byId("refine").append(h("details", { class: "field wide", open: true }, h("summary", { text: "Filters" }), filters, words));
+  }
   return { without, push, kind, variety, amount, group, close, where, filters };
 }
 

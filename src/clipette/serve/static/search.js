@@ -264,17 +264,20 @@ function tell(state, part) {
   refine.renderFilters(state);
   results.render(hits, marks);
   byId("more").hidden = far || !part.final || hits.length < wanted() || wanted() >= info.limits.max_k;
-  byId("status").textContent = statusOf(hits, part);
+  byId("status").textContent = statusOf(hits, part, state);
   if (far) nothingClose(part);
   else if (!hits.length) nothingThere(state);
   else byId("notice").replaceChildren();
 }
 
-function statusOf(hits, part) {
+function statusOf(hits, part, state) {
   if (!hits.length) return "No results";
   const time = part.took_ms < 1 ? "under 1" : Math.round(part.took_ms).toLocaleString("en");
   const more = part.final ? "" : " · looking closer";
-  return `${hits.length.toLocaleString("en")} of ${info.index.items.toLocaleString("en")} · ${time} ms${more}`;
+  // The score of a hit is its closeness to what was asked; these order the hits by more than that.
+  const reordered = [(state.without.length || / -\S/.test(` ${state.q}`)) && "what is left out", state.variety && "variety"].filter(Boolean);
+  const order = reordered.length ? ` · order also by ${reordered.join(" and ")}` : "";
+  return `${hits.length.toLocaleString("en")} of ${info.index.items.toLocaleString("en")} · ${time} ms${more}${order}`;
 }
 
 function nothingClose(part) {
