@@ -109,7 +109,7 @@ def head_arm(
     classes = bench.names if part.captions else part.train.class_names
     peer = PEERS.get(name)
     if peer is None:
-        method = find_method(name, captions=part.captions)
+        method = find_method(name, captions=part.captions, labels=found.name != TRANSDUCTIVE)
         what: object = method.to_dict()
         needs, guides, neighbours = method_needs(method), method.guides, method.neighbours
         each, contrasts = (5 if part.captions else 1), "image_to_teacher" in method.loss

@@ -97,7 +97,7 @@ def tuned_store(teacher: Teacher, train: Dataset, cache: Path) -> Store:
 def tuned_method(name: str) -> Method:
     """As in tier 1; some images have labels here and all have captions."""
     if name == "default":
-        return Method(name, losses_for(captions=True, classes=False))
+        return Method(name, losses_for(captions=True, classes=False, labels=False))
     labelled = find_method(name, captions=False)
     return labelled if "class_text_ce" in labelled.loss else find_method(name, captions=True)
 

@@ -46,7 +46,7 @@ from flickr8k import arm_folder
 from method_arms import Arms, Bench, Found, Scores, head_arm, once, stacked
 from method_claims import Values, claims, everything, means, tabulate, teacher_report
 from method_heads import Sizes, Teacher, method_needs, prepare, scored_images, teacher_vectors
-from method_list import BASELINES, KNOWN, PUBLISHED, WORLD, find_method, group_of
+from method_list import BASELINES, KNOWN, PUBLISHED, TRIED, WORLD, find_method, group_of
 from method_page import write_page
 from method_sets import TRANSDUCTIVE, Benchmark, benchmark
 from method_text import ARMS as TEXT_ARMS
@@ -80,7 +80,7 @@ def real_tier(bench: Bench, arms: Arms, sets: Iterable[str], methods: Sequence[s
 
 def unlabelled(name: str) -> bool:
     """Whether a method reads neither labels nor captions: on classes whose images are unlabelled nothing else runs."""
-    needs = PEERS[name].needs if name in PEERS else method_needs(find_method(name, captions=False))
+    needs = PEERS[name].needs if name in PEERS else method_needs(find_method(name, captions=False, labels=False))
     return not needs & {"labels", "student_text", "teacher_text"}
 
 
@@ -302,9 +302,11 @@ def tier_one(bench: Bench, arms: Arms, given: argparse.Namespace, absent: Mappin
     for package, how in absent.items():
         say(f"peer {package} is missing: {how}")
     wanted = given.methods.split(",") if given.methods else None
-    unknown = set(wanted or ()) - {*KNOWN, *WORLD, *TEXT_ARMS, *PEERS}
+    wanted = [name for each in wanted for name in (TRIED if each == "candidates" else [each])] if wanted else None
+    everyone = (*KNOWN, *TRIED, *WORLD, *TEXT_ARMS, *PEERS)
+    unknown = set(wanted or ()) - {*everyone}
     if unknown:
-        raise SystemExit(f"unknown methods {sorted(unknown)}; known: {', '.join((*KNOWN, *WORLD, *TEXT_ARMS, *PEERS))}")
+        raise SystemExit(f"unknown methods {sorted(unknown)}; known: {', '.join(everyone)}")
 
     def asked(names: Sequence[str]) -> list[str]:
         return [name for name in names if wanted is None or name in wanted]
@@ -312,6 +314,7 @@ def tier_one(bench: Bench, arms: Arms, given: argparse.Namespace, absent: Mappin
     sets = given.sets.split(",")
     real = [name for name in sets if name in REAL]
     known = [name for name in KNOWN if name != "mobileclip" or bench.second is not None]
+    known += TRIED if wanted else ()
     found, values = real_tier(bench, arms, real, asked([*known, *peers])) if real else ([], {})
     blind = asked([name for name in (*known, *peers) if unlabelled(name)])
     open_set = transductive_tier(bench, arms, blind) if TRANSDUCTIVE in sets and blind else {}
@@ -339,9 +342,9 @@ def tier_two(bench: Bench, arms: Arms, given: argparse.Namespace) -> dict[str, A
     """The chosen methods, fine-tuned."""
     if given.methods:
         methods = given.methods.split(",")
-        unknown = set(methods) - set(KNOWN)
+        unknown = set(methods) - {*KNOWN, *TRIED}
         if unknown:
-            raise SystemExit(f"unknown methods {sorted(unknown)}; known: {', '.join(KNOWN)}")
+            raise SystemExit(f"unknown methods {sorted(unknown)}; known: {', '.join((*KNOWN, *TRIED))}")
     else:
         dev = tier_one_dev(bench)
         methods = ["default", *choose(dev)]

@@ -241,18 +241,20 @@ def test_every_recipe_that_distils_is_in_a_table() -> None:
 
 @pytest.mark.parametrize("captions", [True, False])
 def test_every_method_has_a_loss(captions: bool) -> None:
-    for name in lists.KNOWN:
+    for name in (*lists.KNOWN, *lists.TRIED):
         method = lists.find_method(name, captions=captions)
         assert heads.method_needs(method)
         assert not (captions and "class_text_ce" in method.loss)
     assert "default" in lists.KNOWN
+    assert "class_text_ce" in lists.find_method("default", captions=False).loss
+    assert "labels" not in heads.method_needs(lists.find_method("default", captions=False, labels=False))
 
 
 def test_without_labels_only_methods_that_read_none_run() -> None:
     methods = module("methods")
     blind = {name for name in (*lists.KNOWN, *peers.PEERS) if methods.unlabelled(name)}
     assert {"default", "promptkd-stage2", "dkd", "dist", "standardized", "unlabelled", "torchdistill-dist"} <= blind
-    assert not blind & {"ood", "clip", "clip-kd", "torchdistill-kd", "open_clip", "default+clip"}
+    assert not blind & {"ood", "clip", "clip-kd", "torchdistill-kd", "open_clip"}
 
 
 def batch(count: int = 12, dim: int = 16, classes: int = 5) -> dict[str, torch.Tensor]:
@@ -348,7 +350,7 @@ def test_every_method_and_peer_trains_an_arm(small: tuple[Any, Any, Any], which:
     part = found[which].rounds[0]
     arms = arms_of.Arms(bench.cache / "arms")
     there = [name for name, peer in peers.PEERS.items() if peer.package not in peers.missing()]
-    for name in (*lists.KNOWN, *there):
+    for name in (*lists.KNOWN, *lists.TRIED, *there):
         made = arms_of.head_arm(bench, arms, found[which], part, lambda: material[found[which].name], name, 0)
         assert set(made) == {"dev/all", "test/all"}
         assert all(values.shape == (10,) and np.isfinite(values).all() for values in made.values())

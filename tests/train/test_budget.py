@@ -35,10 +35,14 @@ def test_what_is_no_budget_is_refused_with_an_example(text: str) -> None:
 
 
 def test_losses_follow_what_the_data_has() -> None:
-    assert set(rules.losses_for(captions=True, classes=False)) == {"image_cosine", "in_batch_kl"}
-    assert set(rules.losses_for(captions=True, classes=True)) == {"image_cosine", "in_batch_kl"}
-    assert set(rules.losses_for(captions=False, classes=True)) == {"image_cosine", "class_text_kl"}
-    assert set(rules.losses_for(captions=False, classes=False)) == {"image_cosine"}
+    captions = {"image_cosine", "in_batch_kl", "clip"}
+    assert set(rules.losses_for(captions=True, classes=False, labels=False)) == captions
+    assert set(rules.losses_for(captions=True, classes=True, labels=True)) == captions
+    labels = {"class_text_ce", "image_to_teacher"}
+    assert set(rules.losses_for(captions=False, classes=True, labels=True)) == labels
+    names = {"image_cosine", "class_text_kl"}
+    assert set(rules.losses_for(captions=False, classes=True, labels=False)) == names
+    assert set(rules.losses_for(captions=False, classes=False, labels=False)) == {"image_cosine"}
 
 
 def test_smaller_sides_are_multiples_below_the_teachers() -> None:

@@ -127,10 +127,14 @@ def test_a_store_that_is_there_sets_the_views(tmp_path: Path) -> None:
     assert not (tmp_path / "second" / "store").exists()
 
 
-def test_without_captions_the_class_texts_are_matched(tmp_path: Path) -> None:
+def test_without_captions_labels_are_learned_and_without_labels_the_answers(tmp_path: Path) -> None:
     data = tiny.dataset()
     bare = replace(data, samples=tuple(replace(sample, captions=()) for sample in data.samples))
-    recipe = load_yaml(Recipe, plan_within(setting(tmp_path, Budget(gmacs=1.0), data=bare)))
+    recipe = load_yaml(Recipe, plan_within(setting(tmp_path / "labels", Budget(gmacs=1.0), data=bare)))
+    assert set(recipe.loss) == {"class_text_ce", "image_to_teacher"}
+    some = (replace(bare.samples[0], label=None, class_name=None), *bare.samples[1:])
+    named = replace(bare, samples=some)
+    recipe = load_yaml(Recipe, plan_within(setting(tmp_path / "names", Budget(gmacs=1.0), data=named)))
     assert set(recipe.loss) == {"image_cosine", "class_text_kl"}
 
 

@@ -106,8 +106,9 @@ def _plan(setting: Setting, begun: float) -> tuple[Recipe, dict[str, Any]]:
     teacher, data = setting.teacher, setting.data
     speaks = teacher.can_encode_text
     captions = speaks and all(sample.captions for sample in data.samples)
-    labels = speaks and bool(data.class_names)
-    loss = rules.losses_for(captions=captions, classes=labels)
+    classes = speaks and bool(data.class_names)
+    labels = classes and all(sample.label is not None for sample in data.samples)
+    loss = rules.losses_for(captions=captions, classes=classes, labels=labels)
     poured = None if setting.store is None else open_store(setting.store)
     views = _views(setting) if poured is None else poured.view_count
     draft = _recipe(setting, _any_student(setting), loss, views, rules.Schedule(1, 1, 1.0), captions=captions)
