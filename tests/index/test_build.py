@@ -38,6 +38,23 @@ def test_a_build_is_a_searchable_index(tmp_path: Path) -> None:
         assert reader.info()["rows"] == {"image": 10, "text": 20}
 
 
+def test_what_recall_is_measured_with_is_verified_and_damaged_rows_are_not_rebuilt_from(tmp_path: Path) -> None:
+    data = Dataset("folder:photos", tuple(photos(tmp_path / "photos", 9)))
+    with build_index(data, HashEncoder(), tmp_path / "i", calibrated=False) as collection:
+        assert collection.verify()["sound"]
+        queries = tmp_path / "i" / "queries.npy"
+        queries.write_bytes(queries.read_bytes()[:-4])
+        assert "queries.npy is cut or grown" in collection.verify(recall=False)["damaged"][0]
+        queries.unlink()  # as the message of a measurement advises
+        assert collection.verify()["sound"]
+        rows = next((tmp_path / "i" / "rows").glob("*.npy"))
+        changed = bytearray(rows.read_bytes())
+        changed[-3] ^= 1
+        rows.write_bytes(changed)
+        with pytest.raises(StoreError, match=r"npy has changed since .*restore the file, or build the index anew"):
+            collection.rebuild()
+
+
 def test_too_many_bad_images_stop_a_build_that_can_go_on(tmp_path: Path) -> None:
     samples = photos(tmp_path / "photos", 10)
     for name in ("p3", "p7"):

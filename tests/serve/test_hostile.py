@@ -426,6 +426,17 @@ def test_more_requests_than_may_be_in_flight_are_429_but_health_answers(tmp_path
             assert [future.result().status_code for future in futures] == [200, 200]
 
 
+def test_more_values_than_anyone_asks_with_are_refused_unparsed(tmp_path: Path) -> None:
+    with live(tmp_path, Colours()) as running:
+        for body in (b'{"input": [' + b'"a",' * 7_000_000 + b'"a"]}', b"[" * 20_000_000):
+            begun = time.monotonic()
+            found = httpx.post(
+                f"{running.url}/v1/embeddings", content=body, headers={"content-type": "application/json"}, timeout=60
+            )
+            assert (found.status_code, found.json()["error"]["type"]) == (413, "too_large")
+            assert time.monotonic() - begun < 8
+
+
 def test_bodies_held_at_once_are_bounded(tmp_path: Path) -> None:
     with live(tmp_path, Colours(), max_held_bytes=50_000) as running:
         start = head("POST", "/v1/search", "content-type: application/json", "content-length: 45000")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +25,8 @@ RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.
 FAR_LARGER = 20
 # Of a model's input: beyond, a damaged file speaks.
 LONGEST = 8192
+# No mean or spread of pixels between 0 and 1, or between 0 and 255, is larger.
+MOST = 1e4
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,12 @@ class Preprocess:
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1 or max(self.size) > LONGEST:
             raise ConfigError(f"preprocess: size {self.size} must be (height, width), both from 1 to {LONGEST}")
-        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
-        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
-            raise ConfigError(f"preprocess: mean {self.mean} and std {self.std} must be three numbers each, std > 0")
+        usual = all(abs(value) < MOST for value in self.mean) and all(1 / MOST < value < MOST for value in self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or not usual:
+            raise ConfigError(
+                f"preprocess: mean {self.mean} and std {self.std} must be three numbers each, std > 0 and all below "
+                f"{MOST:g}"
+            )
         if self.interpolation not in RESAMPLING:
             raise ConfigError(f"preprocess: interpolation '{self.interpolation}' must be one of {sorted(RESAMPLING)}")
         if self.mode not in get_args(Mode):
@@ -108,13 +112,15 @@ class Preprocess:
     def from_dict(cls, values: Mapping[str, object]) -> Preprocess:
         """The inverse of ``to_dict``. Raises ``ConfigError`` for a missing, unknown or bad field."""
         try:
-            pair = tuple(int(x) for x in cast("list[int]", values["size"]))
-            mean = tuple(float(x) for x in cast("list[float]", values["mean"]))
-            std = tuple(float(x) for x in cast("list[float]", values["std"]))
+            pair = tuple(_number(x, int) for x in cast("list[object]", values["size"]))
+            mean = tuple(float(_number(x, float)) for x in cast("list[object]", values["mean"]))
+            std = tuple(float(_number(x, float)) for x in cast("list[object]", values["std"]))
             rest = {name: value for name, value in values.items() if name not in ("size", "mean", "std")}
+            if rest.get("shorter") is not None:
+                _number(rest["shorter"], int)
             return cls(pair, mean, std, **rest)  # type: ignore[arg-type]  # __post_init__ checks the values
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ConfigError(f"preprocess {dict(values)}: {type(error).__name__}: {error}") from error
+            raise ConfigError(f"preprocess {str(dict(values))[:300]}: {type(error).__name__}: {error}") from error
 
     def _framed(self, image: Image.Image) -> Image.Image:
         """Resize and crop, squash or pad to ``size``."""
@@ -149,6 +155,13 @@ class Preprocess:
         ratios = (height / target_height, width / target_width)
         ratio = max(ratios) if self.mode == "pad" else min(ratios)
         return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+
+def _number(value: object, kind: type[int] | type[float]) -> Any:
+    """``value`` where JSON gives such a number, and no truth, text or fraction for it. Raises ``TypeError``."""
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+        raise TypeError(f"{str(value)[:40]!r} is no {'whole ' if kind is int else ''}number")
+    return value
 
 
 @functools.lru_cache(maxsize=64)

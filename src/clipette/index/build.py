@@ -182,7 +182,7 @@ def _keep_queries(collection: Collection, samples: Sequence[Sample], encoder: En
     chosen = np.random.default_rng(0).permutation(len(captions))[:QUERIES]
     if len(chosen):
         try:
-            keep_queries(collection.path, encoder.encode_texts([captions[i] for i in sorted(chosen.tolist())]))
+            keep_queries(collection, encoder.encode_texts([captions[i] for i in sorted(chosen.tolist())]))
         except UnsupportedError as error:  # a table of stored texts knows only its own
             log.info("recall is measured without captions: %s", error)
 

@@ -313,8 +313,13 @@ class Collection:
         self._tidier.optimize(progress=progress)
 
     def rebuild(self, *, recall: float | None = None, progress: bool = False) -> dict[str, Any]:
-        """Make the vector store anew from the rows, and measure recall again (asked: as at the build)."""
+        """Make the vector store anew from the rows, and measure recall again (asked: as at the build).
+
+        Raises ``StoreError`` where the rows themselves are damaged: they are the source of truth.
+        """
         self._state.require_writer()
+        if damaged := damage(self.path, self._snapshot):
+            raise StoreError(f"{damaged[0]}: restore the file, or build the index anew")
         self._tidier.remake(progress=progress)
         self._tidier.optimize(progress=progress)
         return raise_until(self, asked_recall(self) if recall is None else recall)

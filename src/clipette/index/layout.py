@@ -28,6 +28,7 @@ from clipette.store.layout import FileRecord, read_json, shard_name, storage_err
 
 FORMAT, VERSION = "clipette-index", 1
 MANIFEST = "index.json"
+QUERIES_FILE = "queries.npy"
 # Up to so many rows comparing with all of them is as fast as a graph, and exact.
 EXACT_ROWS = 50_000
 SUFFIXES = {"vectors": ".npy", "rows": ".parquet", "gone": ".gone.parquet"}
@@ -187,7 +188,7 @@ def read_manifest(root: Path) -> Manifest:
     path = root / MANIFEST
     if not path.exists():
         raise StoreError(f"{root}: no index here (no {MANIFEST}); build one: clipette index build DATA --out {root}")
-    value = read_json(path)
+    value = read_json(path, "restore the file, or build the index again")
     if not isinstance(value, dict):
         raise StoreError(f"{path}: damaged (no JSON object); build the index again")
     return Manifest.from_json(value, path)

@@ -12,8 +12,9 @@ import numpy as np
 
 from clipette.errors import StoreError
 from clipette.index.filters import BUCKET, Compare, Filter
+from clipette.index.layout import QUERIES_FILE
 from clipette.index.store import Found, Kind
-from clipette.io import write_atomic
+from clipette.io import digest, write_atomic
 from clipette.metrics.similarity import GRID
 from clipette.types import Floats
 
@@ -30,7 +31,6 @@ SELECTIVITIES: dict[str, Filter | None] = {
     "1%": Filter(Compare(BUCKET, "<", 10)),
 }
 EFFORTS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
-FILE = "queries.npy"
 # Products of one query and of many sum in another order: a cosine may fall on either side of a step of its grid.
 SAME = 2 / float(GRID)
 
@@ -82,16 +82,18 @@ def sampled_queries(collection: Collection, count: int | None = None, seed: int 
     return groups
 
 
-def keep_queries(root: Path, queries: Floats) -> None:
+def keep_queries(collection: Collection, queries: Floats) -> None:
     """Keep the vectors of texts that people might type, for later measurements."""
     buffer = io.BytesIO()
     np.save(buffer, np.asarray(queries, dtype=np.float32), allow_pickle=False)
-    write_atomic(root / FILE, buffer.getvalue())
+    data = buffer.getvalue()
+    write_atomic(collection.path / QUERIES_FILE, data)
+    collection.set_fact("queries", {"size": len(data), "digest": digest(data)})
 
 
 def kept_queries(root: Path, dim: int) -> Floats:
     """[Q, D] what ``keep_queries`` wrote; none where there is nothing."""
-    path = root / FILE
+    path = root / QUERIES_FILE
     if not path.exists():
         return np.zeros((0, dim), dtype=np.float32)
     try:

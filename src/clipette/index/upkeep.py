@@ -13,11 +13,11 @@ import numpy as np
 
 from clipette.errors import ClipetteError
 from clipette.index.derived import open_derived, strays, tail_start
-from clipette.index.layout import Manifest, files_of
+from clipette.index.layout import QUERIES_FILE, Manifest, files_of
 from clipette.index.snapshot import Snapshot
 from clipette.index.store import VectorStore
 from clipette.io import digest_file
-from clipette.store.layout import storage_errors
+from clipette.store.layout import FileRecord, storage_errors
 
 # A text of a fact that is longer is packed numbers: nothing for people.
 LONGEST = 256
@@ -42,7 +42,7 @@ def sweep(root: Path, manifest: Manifest) -> None:
 def damage(root: Path, snapshot: Snapshot) -> list[str]:
     """What is wrong with the files of an index, by their sizes and digests, and with its vectors."""
     found: list[str] = []
-    for path, record in files_of(root, snapshot.manifest):
+    for path, record in [*files_of(root, snapshot.manifest), *_kept_queries(root, snapshot.manifest)]:
         try:
             size = path.stat().st_size
             if size != record.size:
@@ -59,6 +59,14 @@ def damage(root: Path, snapshot: Snapshot) -> list[str]:
             if len(norms) and not np.abs(norms - 1).max() < 1e-3:
                 found.append(f"{root}/rows/{shard.entry.number:06d}.npy holds vectors that are not of unit length")
     return found
+
+
+def _kept_queries(root: Path, manifest: Manifest) -> list[tuple[Path, FileRecord]]:
+    """The queries that recall is measured with, where they are kept: without them it is measured by rows alone."""
+    told, path = manifest.facts.get("queries"), root / QUERIES_FILE
+    if not isinstance(told, Mapping) or not path.exists():
+        return []
+    return [(path, FileRecord(told.get("size", 0), told.get("digest", "")))]
 
 
 def derived_damage(root: Path, snapshot: Snapshot) -> list[str]:

@@ -104,5 +104,6 @@ def encode_texts(texts: Sequence[str], encode: EncodeStrings, *, dim: int, batch
     out = np.zeros((len(texts), dim), np.float32)
     for start in range(0, len(texts), batch_size):
         rows = order[start : start + batch_size]
-        out[rows] = encode([texts[i] for i in rows])
+        # Half of a character (a lone surrogate) is none: no tokenizer can read it.
+        out[rows] = encode([texts[i].encode("utf-8", "replace").decode() for i in rows])
     return out

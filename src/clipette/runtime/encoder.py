@@ -170,8 +170,7 @@ class BundleEncoder:
     def _encode_strings(self, texts: Sequence[str]) -> Floats:
         if self.tokenizer is None:
             raise UnsupportedError(f"{self.name} has no text side: it cannot encode texts")
-        # Half of a character (a lone surrogate) is none: no tokenizer can read it.
-        tokens = self.tokenizer([text.encode("utf-8", "replace").decode() for text in texts])
+        tokens = self.tokenizer(texts)
         out: Floats
         if self._text is not None:
             out = self._text(tokens)

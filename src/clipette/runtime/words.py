@@ -54,8 +54,10 @@ class WordTokenizer:
         """The inverse of ``to_json``. Raises ``ModelError`` for anything else."""
         try:
             values = json.loads(text)
-            return cls(list(values["words"]), context_length=int(values["context_length"]))
-        except (ValueError, KeyError, TypeError) as error:
+            if not isinstance(values["words"], list) or not all(isinstance(word, str) for word in values["words"]):
+                raise TypeError("its words are no list of texts")
+            return cls(values["words"], context_length=int(values["context_length"]))
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ModelError(f"this is no saved word tokenizer: {type(error).__name__}: {error}") from error
 
     def to_json(self) -> str:

@@ -231,14 +231,14 @@ def commit_path(root: Path, number: int) -> Path:
     return root / "commits" / f"{shard_name(number)}.json"
 
 
-def read_json(path: Path) -> Any:
-    """Raises ``StoreError`` where the file is missing or is no JSON."""
+def read_json(path: Path, advice: str = "pour again into a new folder") -> Any:
+    """Raises ``StoreError`` where the file is missing or is no JSON; ``advice``: what to do then."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise StoreError(f"{path}: missing; the folder is no store, or the store is damaged") from None
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); pour again into a new folder") from error
+        raise StoreError(f"{path}: cannot be read ({error}); {advice}") from error
 
 
 def read_header(root: Path) -> Header | None:
