@@ -337,6 +337,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "broken manifest": (lambda b: (b / "manifest.json").write_text("{"), "damaged"),
     "a manifest of brackets": (lambda b: (b / "manifest.json").write_text("[" * 100_000), "damaged"),
     "a scale that no float holds": (lambda b: changed(b, logit_scale=10**400), "it does not say logit_scale"),
+    "a scale below none": (lambda b: changed(b, logit_scale=-5), "it does not say logit_scale"),
     "a scale that is none": (lambda b: changed(b, logit_scale=float("nan")), "it does not say logit_scale"),
     "half a manifest": (
         lambda b: (b / "manifest.json").write_text('{"format": "clipette-bundle", "version": 1}'),
@@ -344,7 +345,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "external data": (external, "keeps weights in other files: refused"),
     "external data, hidden": (external_in_a_subgraph, "keeps weights in other files: refused"),
-    "no graph": (lambda b: reseal(b, "image.onnx", b"\x3a\xff\xff\xff"), "not an ONNX graph"),
+    "no graph": (lambda b: reseal(b, "image.onnx", b"\x3a\xff\xff\xff"), r"image\.onnx: not an ONNX graph"),
     "newer graph": (newer_graph, r"image\.onnx: ONNX operator set 999"),
     "other inputs": (renamed_input, r"image\.onnx: it reads 'picture'"),
     "a link outside": (linked, "lies outside the bundle: refused"),
@@ -391,6 +392,10 @@ def test_one_in_place_of_a_list_is_refused(kept: tuple[Path, TorchEncoder]) -> N
             encoder.encode_texts("a star")
         with pytest.raises(DataError, match=r"write \[image\]"):
             encoder.encode_images("red.png")
+        with pytest.raises(DataError, match="text 1 is a bytes"):
+            encoder.encode_texts(["a", b"b"])  # type: ignore[list-item]
+        with pytest.raises(DataError, match="not a ndarray"):
+            encoder.encode_images([np.zeros((4, 4, 3))])  # type: ignore[list-item]
         for size in (0, -1):
             with pytest.raises(ConfigError, match=f"batch_size is {size}"):
                 encoder.encode_texts(["a star"], batch_size=size)

@@ -19,6 +19,7 @@ from clipette.data.sources import load_data
 from clipette.errors import ConfigError, GateError, UnsupportedError
 from clipette.export import smaller
 from clipette.export.bundle import export_bundle
+from clipette.export.classes import with_classes
 from clipette.export.gate import Budget, Quality
 from clipette.export.nncf_int8 import Nncf
 from clipette.export.quantize import Static, dynamic, half, median_cosine, runs_of_layers, unshared, vectors
@@ -128,6 +129,16 @@ def test_a_smaller_bundle_says_what_it_lost(bundle: Path, data: Dataset, tmp_pat
     again = quantize(bundle, data, tmp_path / "h", precision="fp16")
     assert again.setting == "fp16"
     assert again.quality.cosine_images > 0.9999
+
+
+def test_a_class_bundle_is_judged_by_its_images_where_it_knows_no_text_of_the_data(
+    data: Dataset, tmp_path: Path
+) -> None:
+    encoder = TorchEncoder(student(), name="star", device="cpu")
+    export_bundle(with_classes(encoder, ["ring", "star"], "plain"), tmp_path / "classes", templates="plain")
+    found = quantize(tmp_path / "classes", data, tmp_path / "q", precision="fp16")
+    assert (found.quality.figure, found.quality.cosine_texts) == (None, None)
+    assert found.quality.cosine_images > 0.9999
 
 
 def test_a_broken_quantization_is_refused_and_milder_ones_are_tried(

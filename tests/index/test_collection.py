@@ -236,7 +236,7 @@ def test_a_key_of_another_file_is_refused_unless_it_may_replace(made: Collection
     made.add(other, encoder, replace=True)
     assert made.image_bytes("p0") == png(0)
     assert made.manifest.roots == (str((tmp_path / "one").resolve()), str((tmp_path / "two").resolve()))
-    with pytest.raises(DataError, match="'p0' of this text is already that of a image"):
+    with pytest.raises(DataError, match="'p0' of this text is already that of an image"):
         made.add([Sample("p0", captions=("x",))], encoder)
 
 

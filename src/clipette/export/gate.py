@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from clipette.data.dataset import Dataset
+from clipette.data.prompts import class_prompts
 from clipette.errors import GateError
 from clipette.evaluate.encoding import CachedEncoder
 from clipette.evaluate.task import task_figure, task_templates
+from clipette.evaluate.wording import known_texts
 from clipette.evaluate.zero_shot import class_vectors
 from clipette.export.quantize import median_cosine
 from clipette.types import Encoder
@@ -26,7 +28,7 @@ class Budget:
 @dataclass(frozen=True, slots=True)
 class Quality:
     """A smaller bundle against the full one. ``figure``: ``mean_recall`` where the data has captions, ``top1`` where it
-    has classes, else None; ``loss`` = 1 - after / before."""
+    has classes, else None (nor where a class bundle knows none of its texts); ``loss`` = 1 - after / before."""
 
     cosine_images: float
     cosine_texts: float | None
@@ -62,7 +64,7 @@ def measure_quality(full: Encoder, smaller: Encoder, data: Dataset) -> Quality:
     images = median_cosine(*(each.encode_samples(data.samples).vectors for each in (one, other)))
     texts = figure = before = after = None
     captions = list(dict.fromkeys(caption for sample in data.samples for caption in sample.captions))
-    if full.can_encode_text and (captions or data.class_names):
+    if full.can_encode_text and (captions or data.class_names) and _knows(full, captions, data.class_names):
         templates = task_templates(one.encoder, data)
         if captions:
             texts = median_cosine(one.encode_texts(captions), other.encode_texts(captions))
@@ -71,6 +73,12 @@ def measure_quality(full: Encoder, smaller: Encoder, data: Dataset) -> Quality:
         (figure, first), (_, second) = (task_figure(each, data, templates) for each in (one, other))
         before, after = first.value, second.value
     return Quality(images, texts, figure, before, after)
+
+
+def _knows(full: Encoder, captions: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether the bundle can encode the data's texts: one of stored class vectors knows its own alone."""
+    known = known_texts(full)
+    return known is None or set(captions or (each[0] for each in class_prompts(classes, "none"))) <= set(known)
 
 
 def refuse(tried: Sequence[tuple[str, Quality]], budget: Budget, advice: str) -> GateError:

@@ -227,7 +227,7 @@ def _compared(snapshot: Snapshot, plan: _Plan, drafted: Drafted, replace: bool) 
 
 def _refuse(old: Row, new: Row) -> None:
     raise DataError(
-        f"the key {new.key!r} of this {new.kind} is already that of a {old.kind}"
+        f"the key {new.key!r} of this {new.kind} is already that of {'an' if old.kind == 'image' else 'a'} {old.kind}"
         f"{f' (a caption of {old.of!r})' if old.of else ''}; rename it"
     )
 

@@ -21,11 +21,16 @@ EncodeStrings = Callable[[Sequence[str]], Floats]
 
 
 def open_image(image: ImageInput, settings: DecodeSettings) -> Image:
-    """An upright RGB image of a path, encoded bytes or a Pillow image. Raises ``BadImageError``."""
+    """An upright RGB image of a path, encoded bytes or a Pillow image.
+
+    Raises ``BadImageError`` where it cannot be read, ``DataError`` where it is none of these.
+    """
     if isinstance(image, Image):
         return upright_rgb(image)
     if isinstance(image, bytes):
         return decode_image(image, location="<bytes>", settings=settings)
+    if not isinstance(image, str | Path):
+        raise DataError(f"an image is a path, encoded bytes or a Pillow image, not a {type(image).__name__}")
     try:
         data = Path(image).read_bytes()
     except OSError as error:
@@ -100,6 +105,9 @@ def encode_texts(texts: Sequence[str], encode: EncodeStrings, *, dim: int, batch
     if isinstance(texts, str):
         raise DataError(f"encode_texts takes a list of texts: write [{texts[:40]!r}]")
     _check_size(batch_size)
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"text {place} is a {type(text).__name__}: encode_texts takes a list of texts")
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = np.zeros((len(texts), dim), np.float32)
     for start in range(0, len(texts), batch_size):

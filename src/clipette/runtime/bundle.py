@@ -116,7 +116,8 @@ def _check_facts(path: Path, manifest: Mapping[str, Any]) -> None:
     """Raises ``ModelError`` where something is missing or of another type."""
     faults = _faults(manifest, FACTS, "") or _inner_faults(manifest)
     if faults:
-        raise ModelError(f"{path}: damaged, it does not say {', '.join(faults[:5])}; export the model again")
+        told = ", ".join(name[:100] for name in faults[:5])
+        raise ModelError(f"{path}: damaged, it does not say {told}; export the model again")
 
 
 def _inner_faults(manifest: Mapping[str, Any]) -> list[str]:
@@ -132,6 +133,8 @@ def _inner_faults(manifest: Mapping[str, Any]) -> list[str]:
     numbers = {"logit_scale": manifest["logit_scale"], "logit_bias": manifest["logit_bias"]}
     # JSON knows integers that no float holds.
     faults += [name for name, number in numbers.items() if not abs(number) < MOST]
+    if not manifest["logit_scale"] > 0:
+        faults.append("logit_scale")
     if not manifest["space"]:
         faults.append("space")
     return faults + [name for name in ("dim", "opset") if manifest[name] < 1]

@@ -89,7 +89,9 @@ class BundleEncoder:
         )
         strangers = [name for name in session.inputs if name not in INPUTS[side]]
         if strangers:
-            raise ModelError(f"{where}: it reads '{strangers[0]}', which a {side} tower is not given; export again")
+            raise ModelError(
+                f"{where}: it reads '{strangers[0]}', which towers of the {side} side are not given; export again"
+            )
         if session.width not in (None, self.dim):
             raise ModelError(
                 f"{where}: its vectors are {session.width} wide, the manifest says {self.dim}; export again"

@@ -164,9 +164,12 @@ def open_session(
     A graph that OpenVINO does not know runs on onnxruntime, unless OpenVINO was asked for. Raises ``ModelError`` where
     the graph names other files or cannot be run.
     """
-    if has_external_data(model):
+    try:
+        external, stated = has_external_data(model), operator_set(model)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+    if external:
         raise ModelError(f"{where}: the graph keeps weights in other files: refused; export again into one file")
-    stated = operator_set(model)
     if stated > OPSET:
         # OpenVINO would guess.
         raise ModelError(f"{where}: ONNX operator set {stated}, this Clipette reads up to {OPSET}: upgrade it")

@@ -86,11 +86,14 @@ def fault_of(error: Exception) -> HttpFault:
 
 def _validation(error: pydantic.ValidationError) -> HttpFault:
     """The first complaint, without the input: it may be huge, or secret."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    every = error.errors(include_url=False, include_input=False, include_context=False)
+    # Of a value that may be of several types, the complaint of the one that was meant.
+    first = next((each for each in every if each["type"] == "finite_number"), every[0])
     if first["type"] == "json_invalid":
         return HttpFault(400, "invalid_json", f"the body is not JSON: {first['msg']}")
     where = ".".join(str(part) for part in first["loc"])
-    return invalid(f"{where}: {first['msg']}" if where else first["msg"], where or None)
+    message = first["msg"].removeprefix("Value error, ")
+    return invalid(f"{where}: {message}" if where else message, where or None)
 
 
 def body_of(fault: HttpFault) -> bytes:

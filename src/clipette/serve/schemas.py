@@ -191,7 +191,10 @@ class Item(StrictModel):
 
 
 class NewItem(StrictModel):
-    """An image or a text to add. A key that exists is replaced. Without ``key``, a digest of the content is the key."""
+    """An image or a text to add, in place of one of its kind with its key.
+
+    Without ``key``, a digest of the content is the key.
+    """
 
     key: Key | None = None
     image: ImageText | None = None
