@@ -64,7 +64,7 @@ def measure_quality(full: Encoder, smaller: Encoder, data: Dataset) -> Quality:
     images = median_cosine(*(each.encode_samples(data.samples).vectors for each in (one, other)))
     texts = figure = before = after = None
     captions = list(dict.fromkeys(caption for sample in data.samples for caption in sample.captions))
-    if full.can_encode_text and (captions or data.class_names) and _knows(full, captions, data.class_names):
+    if full.can_encode_text and (captions or data.class_names) and _knows(one.encoder, captions, data.class_names):
         templates = task_templates(one.encoder, data)
         if captions:
             texts = median_cosine(one.encode_texts(captions), other.encode_texts(captions))
@@ -75,9 +75,9 @@ def measure_quality(full: Encoder, smaller: Encoder, data: Dataset) -> Quality:
     return Quality(images, texts, figure, before, after)
 
 
-def _knows(full: Encoder, captions: Sequence[str], classes: Sequence[str]) -> bool:
+def _knows(encoder: Encoder, captions: Sequence[str], classes: Sequence[str]) -> bool:
     """Whether the bundle can encode the data's texts: one of stored class vectors knows its own alone."""
-    known = known_texts(full)
+    known = known_texts(encoder)
     return known is None or set(captions or (each[0] for each in class_prompts(classes, "none"))) <= set(known)
 
 
