@@ -71,9 +71,10 @@ function listenToForm() {
   byId("more").addEventListener("click", () => update({ k: Math.min(wanted() + PAGE, info.limits.max_k) }, { replace: true }));
 }
 
-/** Another question: marks belong to the one before. */
+/** Another question: marks belong to the one before, and a picture that a reload has lost is not part of it. */
 function ask(patch, how) {
-  update({ ...patch, liked: [], disliked: [], k: 0 }, how);
+  const lost = picture.upload(now().upload) ? {} : { upload: 0 };
+  update({ ...lost, ...patch, liked: [], disliked: [], k: 0 }, how);
 }
 
 /** Search by a file of the user's. */
