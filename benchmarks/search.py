@@ -29,91 +29,15 @@ sys.path.insert(0, SOURCE)
 
 from clipette.index.filters import BUCKET, Compare, Filter  # noqa: E402
 from clipette.store.rows import hash_keys  # noqa: E402
-from clipette.types import Floats, Ints  # noqa: E402
+from clipette.types import Floats  # noqa: E402
+from search_vectors import CHUNK, FILTERS, K, draw, keys_of, real_vectors, truth  # noqa: E402
 
-K, WARM = 10, 10
-# Share of the rows that a filter lets through → buckets of a thousand.
-FILTERS = {"all": 1000, "10%": 100, "1%": 10}
+WARM, ROUNDS = 10, 3
 EXACT_ROWS = 50_000
-CHUNK = 20_000
 EFFORTS = (32, 48, 64, 96, 128, 192, 256, 512)
 # Recall that counts as equal: three times the standard error of 200 queries' recall@10 at 0.98.
 EQUAL = 0.003
 Found = Callable[[Floats], Sequence[str]]
-
-
-def keys_of(count: int) -> list[str]:
-    return [f"image/{row:08d}" for row in range(count)]
-
-
-# ---------------------------------------------------------------- the vectors
-
-
-def real_vectors(dim: int) -> tuple[Floats, Floats] | None:
-    """CLIP's vectors of photographs and of class prompts, from the shared data; None where they are absent."""
-    from common import shared_folder
-
-    shared = shared_folder()
-    path = None if shared is None else shared / "data" / "clip_vitb32_teacher_features.npz"
-    if path is None or not path.exists() or dim != 512:
-        return None
-    with np.load(path) as held:
-        return unit(held["flickr8k_image_features"]), unit(held["lvis_text_features"])
-
-
-def unit(vectors: Any) -> Floats:
-    rows = np.asarray(vectors, dtype=np.float32)
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
-
-
-def draw(work: Path, rows: int, dim: int, queries: int, seed: int) -> bool:
-    """Write ``rows.npy`` and ``queries.npy``; whether real vectors are among them.
-
-    A hundred rows a cluster, each its centre plus noise as long as the centre: neighbours are near, but not alone.
-    """
-    generator = np.random.default_rng(seed)
-    centres = unit(generator.normal(size=(max(1, rows // 100), dim)))
-
-    def near(count: int) -> Floats:
-        chosen = centres[generator.integers(0, len(centres), count)]
-        return unit(chosen + generator.normal(size=(count, dim)).astype(np.float32) / np.sqrt(dim))
-
-    real = real_vectors(dim)
-    out = np.lib.format.open_memmap(work / "rows.npy", mode="w+", dtype=np.float32, shape=(rows, dim))
-    for start in range(0, rows, CHUNK):
-        out[start : start + CHUNK] = near(min(CHUNK, rows - start))
-    asked = near(queries)
-    if real is not None:
-        images, texts = real
-        out[generator.permutation(rows)[: len(images)]] = images[:rows]
-        half = queries // 2
-        asked[:half] = texts[generator.permutation(len(texts))[:half]]
-    out.flush()
-    np.save(work / "queries.npy", asked)
-    return real is not None
-
-
-def exact_rows(vectors: Floats, queries: Floats, allowed: Any) -> Ints:
-    """[Q, K] the truth, by plain products and sorts: no code of any arm."""
-    best = np.full((len(queries), K), -np.inf, dtype=np.float32)
-    rows = np.full((len(queries), K), -1, dtype=np.int64)
-    for start in range(0, len(vectors), CHUNK):
-        scores = queries @ vectors[start : start + CHUNK].T
-        scores[:, ~allowed[start : start + CHUNK]] = -np.inf
-        both = np.concatenate([best, scores], axis=1)
-        numbers = np.concatenate(
-            [rows, np.broadcast_to(np.arange(start, start + scores.shape[1]), scores.shape)], axis=1
-        )
-        order = np.argsort(-both, axis=1, kind="stable")[:, :K]
-        best, rows = np.take_along_axis(both, order, 1), np.take_along_axis(numbers, order, 1)
-    return rows
-
-
-def truth(work: Path) -> None:
-    """Write ``truth.npz``: the exact rows of every query under every filter."""
-    vectors, queries = np.load(work / "rows.npy", mmap_mode="r"), np.load(work / "queries.npy")
-    buckets = hash_keys(keys_of(len(vectors))) % 1000
-    np.savez(work / "truth.npz", **{name: exact_rows(vectors, queries, buckets < n) for name, n in FILTERS.items()})
 
 
 # ---------------------------------------------------------------- measuring
@@ -199,28 +123,38 @@ def lancedb(work: Path, recall: float) -> dict[str, Any]:
     table.optimize()
     build = time.perf_counter() - begun
 
-    def asking(effort: int, refine: int) -> Callable[[str], Found]:
-        def ask(name: str) -> Found:
-            def one(query: Floats) -> Sequence[str]:
-                asked = table.search(query).distance_type("cosine").limit(K).select(["key", "_distance"]).ef(effort)
-                if refine > 1:
-                    asked = asked.refine_factor(refine)
-                if name != "all":
-                    asked = asked.where(f"bucket < {FILTERS[name]}", prefilter=True)
-                return list(asked.to_arrow().column("key").to_pylist())
-
-            return one
-
-        return ask
-
-    sweep = {f"ef={ef}, refine={refine}": measured(work, asking(ef, refine), ["all"])["all"]
+    sweep = {f"ef={ef}, refine={refine}": measured(work, _bare(table, ef, refine), ["all"])["all"]
              for refine in (1, 3) for ef in EFFORTS}  # fmt: skip
     chosen = _fastest(sweep, recall)
     effort, refine = (int(part.partition("=")[2]) for part in chosen.split(", "))
+    (work / "bare.json").write_text(json.dumps({"effort": effort, "refine": refine}))
     return {
         "build_s": round(build, 1), "bytes": size_of(folder), "setting": chosen, "sweep": sweep,
-        **measured(work, asking(effort, refine)),
+        **measured(work, _bare(table, effort, refine)),
     }  # fmt: skip
+
+
+def _bare_table(work: Path) -> Any:
+    import lancedb as library
+
+    return library.connect(str(work / "bare.lance")).open_table("t")
+
+
+def _bare(table: Any, effort: int, refine: int) -> Callable[[str], Found]:
+    """Searches of the bare table, by filter."""
+
+    def ask(name: str) -> Found:
+        def one(query: Floats) -> Sequence[str]:
+            asked = table.search(query).distance_type("cosine").limit(K).select(["key", "_distance"]).ef(effort)
+            if refine > 1:
+                asked = asked.refine_factor(refine)
+            if name != "all":
+                asked = asked.where(f"bucket < {FILTERS[name]}", prefilter=True)
+            return list(asked.to_arrow().column("key").to_pylist())
+
+        return one
+
+    return ask
 
 
 def _fastest(sweep: Mapping[str, Mapping[str, float]], recall: float) -> str:
@@ -286,8 +220,42 @@ def faiss_flat(work: Path, recall: float) -> dict[str, Any]:
     return {"build_s": round(build, 1), "bytes": int(vectors.nbytes), **measured(work, ask)}
 
 
+def duel(work: Path, recall: float) -> dict[str, Any]:
+    """Clipette's index and the bare table that stand in ``work``, in one process, query by query in turns.
+
+    Times of two processes minutes apart tell more about the machine than about them.
+    """
+    from clipette.index import open_index
+
+    setting = json.loads((work / "bare.json").read_text())
+    queries = np.load(work / "queries.npy")
+    table = _bare_table(work)
+    with open_index(work / "ours.index") as index:
+        arms: dict[str, Found] = {
+            "clipette": lambda query: index.search_vectors(query[None], K).keys[0],
+            "lancedb": _bare(table, setting["effort"], setting["refine"])("all"),
+        }
+        for ask in arms.values():
+            for query in queries[:WARM]:
+                ask(query)
+        seconds: dict[str, list[float]] = {name: [] for name in arms}
+        for turn in range(ROUNDS):
+            for number, query in enumerate(queries):
+                names = list(arms) if (turn + number) % 2 else list(arms)[::-1]
+                for name in names:
+                    begun = time.perf_counter()
+                    arms[name](query)
+                    seconds[name].append(time.perf_counter() - begun)
+    told: dict[str, Any] = {}
+    for name, values in seconds.items():
+        p50, p99 = np.percentile(np.array(values) * 1000, [50, 99])
+        told[name] = {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3)}
+    told["p50_ratio"] = round(told["clipette"]["p50_ms"] / told["lancedb"]["p50_ms"], 3)
+    return told
+
+
 ARMS: dict[str, Callable[[Path, float], dict[str, Any]]] = {
-    "clipette": ours, "lancedb": lancedb, "faiss_hnsw": faiss_hnsw, "faiss_flat": faiss_flat,
+    "clipette": ours, "lancedb": lancedb, "faiss_hnsw": faiss_hnsw, "faiss_flat": faiss_flat, "duel": duel,
 }  # fmt: skip
 
 
@@ -313,18 +281,22 @@ def one_size(rows: int, dim: int, queries: int, recall: float, seed: int, root: 
         real = draw(work, rows, dim, queries, seed)
         truth(work)
         told: dict[str, Any] = {"real_vectors": real}
-        for arm in ("clipette", "faiss_flat", *(("lancedb", "faiss_hnsw") if rows > EXACT_ROWS else ())):
+        for arm in ("clipette", "faiss_flat", *(("lancedb", "duel", "faiss_hnsw") if rows > EXACT_ROWS else ())):
             reached = told["clipette"]["all"]["recall@10"] if "clipette" in told else recall
             told[arm] = run_arm(arm, work, reached)
-            say(f"{rows:,} rows, {arm}: " + json.dumps({name: told[arm][name] for name in FILTERS}))
+            shown = {name: told[arm][name] for name in FILTERS} if arm != "duel" else told[arm]
+            say(f"{rows:,} rows, {arm}: " + json.dumps(shown))
     finally:
         shutil.rmtree(work, ignore_errors=True)
     mine = told["clipette"]["all"]["p50_ms"]
     told["ratios"] = {
         f"p50 clipette/{arm}": round(mine / told[arm]["all"]["p50_ms"], 3)
         for arm in ARMS
-        if arm in told and arm != "clipette"
+        if arm in told and arm not in ("clipette", "duel")
     }
+    if "duel" in told:
+        # In turns, so that it is not the machine's moods that are compared.
+        told["ratios"]["p50 clipette/lancedb"] = told["duel"]["p50_ratio"]
     return told
 
 

@@ -238,7 +238,7 @@ async def measured(index: Path, model: Path, data: Dataset, options: argparse.Na
     """Every arm."""
     with served(index, model, "batch_size=1", "batch_wait=0") as server:
         found = await unbatched_arms(server, data, options.seconds)
-    with served(index, model, f"batch_size={BATCH}", f"max_in_flight={2 * BATCH}") as server:
+    with served(index, model, f"batch_size={BATCH}", f"max_in_flight={BATCH * 3 // 2}") as server:
         for name, arms in (await batched_arms(server, data, options.seconds)).items():
             found[name] |= arms
         say("exactness")

@@ -312,19 +312,22 @@ def quantize(
     calibrate: str | None = None,
     precision: str = "int8",
     kept: int = 1,
+    texts: str | None = None,
     milder: bool = False,
     cosine: float = 0.99,
     loss: float = 0.01,
 ) -> dict[str, object]:
     """Write a smaller copy of ``bundle`` if, on ``data``, it loses no more than ``cosine`` and ``loss`` allow.
 
-    Raises ``GateError`` otherwise: nothing is written then.
+    Raises ``GateError`` otherwise: nothing is written then. ``texts``: fp16 or int8, beside an int8 image tower.
     """
     from clipette.export.gate import Budget
-    from clipette.export.smaller import PRECISIONS, quantize
+    from clipette.export.smaller import PRECISIONS, TEXTS, quantize
 
     if precision not in PRECISIONS:
         raise ConfigError(f"precision '{precision}' is none of {', '.join(PRECISIONS)}")
+    if texts is not None and texts not in TEXTS:
+        raise ConfigError(f"texts '{texts}' is none of {', '.join(TEXTS)}")
     found = quantize(
         bundle,
         load_data(data),
@@ -332,6 +335,7 @@ def quantize(
         calibration=None if calibrate is None else load_data(calibrate),
         precision=PRECISIONS[precision],
         kept=kept,
+        texts=None if texts is None else TEXTS[texts],
         milder=milder,
         budget=Budget(cosine, loss),
     )

@@ -72,7 +72,10 @@ def test_search_beside_lancedb_and_faiss(project: Path, tmp_path: Path) -> None:
         assert {"recall@10", "p50_ms", "p99_ms"} <= set(found[arm]["all"])
     assert found["faiss_flat"]["all"]["recall@10"] == 1.0
     assert found["clipette"]["all"]["recall@10"] >= 0.95
-    for arm in arms[1:]:
+    duel = found["duel"]
+    assert duel["p50_ratio"] == pytest.approx(duel["clipette"]["p50_ms"] / duel["lancedb"]["p50_ms"], abs=1e-2)
+    assert found["ratios"]["p50 clipette/lancedb"] == duel["p50_ratio"]
+    for arm in arms[2:]:
         ratio = found["clipette"]["all"]["p50_ms"] / found[arm]["all"]["p50_ms"]
         assert found["ratios"][f"p50 clipette/{arm}"] == pytest.approx(ratio, abs=1e-3)
     # A finished size is read back.

@@ -23,7 +23,7 @@ from clipette.export.classes import with_classes
 from clipette.export.gate import Budget, Quality
 from clipette.export.nncf_int8 import Nncf
 from clipette.export.quantize import Static, dynamic, half, median_cosine, runs_of_layers, unshared, vectors
-from clipette.export.smaller import quantize
+from clipette.export.smaller import TEXTS, quantize
 from clipette.models.inference import TorchEncoder
 from clipette.runtime import load_bundle, sessions
 
@@ -119,16 +119,29 @@ def test_a_smaller_bundle_says_what_it_lost(bundle: Path, data: Dataset, tmp_pat
     assert found.quality.cosine_texts is not None
     made = load_bundle(tmp_path / "q")
     assert made.space == load_bundle(bundle).space
-    assert made.bundle.manifest["precision"] == "int8, 0 of 10 runs of layers kept"
+    assert made.bundle.manifest["precision"] == "int8, 0 of 10 runs of layers kept, texts fp16"
     assert made.bundle.manifest["gate"]["cosine_images"] == found.quality.cosine_images
     assert made.bundle.manifest["engine"] == "onnxruntime"
     assert found.bytes == sum(len(data) for data in made.bundle.files.values())
     assert "int8" in (tmp_path / "q" / "card.md").read_text()
-    with pytest.raises(ConfigError, match="int8, 0 of 10 runs of layers kept already"):
+    with pytest.raises(ConfigError, match="int8, 0 of 10 runs of layers kept, texts fp16 already"):
         quantize(tmp_path / "q", data, tmp_path / "again")
     again = quantize(bundle, data, tmp_path / "h", precision="fp16")
     assert again.setting == "fp16"
     assert again.quality.cosine_images > 0.9999
+
+
+def test_a_text_is_the_same_alone_and_in_company(bundle: Path, data: Dataset, tmp_path: Path) -> None:
+    """Ranges that are taken as they come are taken over the whole batch."""
+    budget = Budget(cosine=0.5, loss=1.0)
+    captions = [caption for sample in data.samples for caption in sample.captions]
+    apart = {}
+    for texts in ("fp16", "int8"):
+        quantize(bundle, data, tmp_path / texts, kept=0, budget=budget, texts=TEXTS[texts])
+        made = load_bundle(tmp_path / texts)
+        alone = np.concatenate([made.encode_texts([caption]) for caption in captions])
+        apart[texts] = np.abs(alone - made.encode_texts(captions)).max()
+    assert apart["fp16"] < 1e-5 < apart["int8"]
 
 
 def test_a_class_bundle_is_judged_by_its_images_where_it_knows_no_text_of_the_data(
@@ -169,7 +182,7 @@ def test_a_broken_quantization_is_refused_and_milder_ones_are_tried(
     before = contents(bundle)
     found = quantize(bundle, data, out, milder=True, budget=Budget(cosine=0.9, loss=1.0))
     assert asked == [1, 1, 2, 4]
-    assert found.setting == "int8, 4 of 10 runs of layers kept"
+    assert found.setting == "int8, 4 of 10 runs of layers kept, texts fp16"
     assert contents(bundle) == before
     with pytest.raises(GateError):
         quantize(bundle, data, out, kept=0, budget=Budget(cosine=0.9, loss=1.0))

@@ -29,6 +29,10 @@ def quantize(
     kept: Annotated[
         int, typer.Option(metavar="N", help="Runs of layers, of 10, that stay in 32 bits: 0, 1, 2, 4 or 6.")
     ] = 1,
+    texts: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Texts beside int8 images: fp16 (as asked alone or in company), or int8."),
+    ] = None,
     milder: Annotated[bool, typer.Option("--milder", help="If the gate refuses, try milder settings in turn.")] = False,
     cosine: Annotated[float, typer.Option(min=0.0, max=1.0, help="The least median cosine to the full bundle.")] = 0.99,
     loss: Annotated[
@@ -45,6 +49,7 @@ def quantize(
         calibrate=calibrate,
         precision=precision,
         kept=kept,
+        texts=texts,
         milder=milder,
         cosine=cosine,
         loss=loss,
