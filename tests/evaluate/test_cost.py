@@ -13,6 +13,8 @@ from torch import nn
 from clipette.evaluate.cost import Timing, count_gmacs, measure_costs, ratios, text_tokens, tower_gmacs
 from clipette.models.inference import TorchEncoder
 from clipette.models.saved import state_bytes
+from clipette.models.spec import ModelSpec
+from clipette.models.students import build_model
 
 QUICK = Timing(warmup=1, repeats=2, batch_size=2, max_seconds=1.0)
 
@@ -87,3 +89,12 @@ def test_counts_alone_need_no_timing() -> None:
     assert cost.flat()["image_ms"] is None
     assert ratios(cost, cost)["image_speedup"] is None
     assert ratios(cost, cost)["gmacs"] == 1.0
+
+
+def test_a_latent_query_is_counted_and_the_parameters_ask_for_gradients_again() -> None:
+    """SigLIP's pooling by a learned query: a view of a parameter enters a module."""
+    vit = {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 16, "global_pool": "map"}
+    image = {"kind": "timm", "name": "vit_tiny_patch16_224", "args": vit, "size": 32, "head": {"kind": "linear"}}
+    tower = build_model(ModelSpec.model_validate({"dim": 8, "image": image})).image_tower()
+    assert tower_gmacs(tower) > 0
+    assert all(parameter.requires_grad for parameter in tower.parameters())

@@ -133,7 +133,22 @@ def tower_gmacs(tower: ImageTower | TextTower) -> float:
     """
     with _short_masks(tower):
         given = _input(tower, 1)
-        return _evaluating(tower, lambda: count_gmacs(lambda: tower(given)))
+        with _untrained(tower):
+            return _evaluating(tower, lambda: count_gmacs(lambda: tower(given)))
+
+
+@contextmanager
+def _untrained(tower: nn.Module) -> Iterator[None]:
+    """The counter hooks the gradients of what enters each module, and fails on a view of a parameter (SigLIP's latent
+    query of timm's attention pooling): meanwhile no parameter asks for one."""
+    asking = [parameter for parameter in tower.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
