@@ -42,12 +42,14 @@ def test_no_places_of_the_machine_travel() -> None:
     card = {
         "reference": "/home/ann/runs/A-0",
         "data": "wds:/data/f-{000..005}.tar,csv:~/x/y.csv,runs/own.csv",
+        "two": "folder:/a/b + csv:/c/d.csv",
         "list": ["run:/a/b", "https://example.org/a/b", "a photo / a drawing"],
         "seed": 0,
     }
     assert portable(card) == {
         "reference": "A-0",
         "data": "wds:f-{000..005}.tar,csv:y.csv,runs/own.csv",
+        "two": "folder:b + csv:d.csv",
         "list": ["run:b", "https://example.org/a/b", "a photo / a drawing"],
         "seed": 0,
     }

@@ -78,7 +78,8 @@ def portable(value: Any) -> Any:
         return {name: portable(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [portable(each) for each in value]
-    return ",".join(_name(part) for part in value.split(",")) if isinstance(value, str) else value
+    # Several sources in one reference.
+    return "".join(_name(part) for part in re.split(r"(,| \+ )", value)) if isinstance(value, str) else value
 
 
 def _name(reference: str) -> str:
