@@ -97,8 +97,8 @@ def decode_image(
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImageError(
-            f"{location}: far more pixels than the limit of "
-            f"{min(settings.max_pixels, Image.MAX_IMAGE_PIXELS or settings.max_pixels):,}; shrink the image"
+            f"{location}: too many pixels (the limit is "
+            f"{min(settings.max_pixels, Image.MAX_IMAGE_PIXELS or settings.max_pixels):,}); shrink the image"
         ) from error
     except Exception as error:
         # Pillow's plugins raise OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error ... on damaged
