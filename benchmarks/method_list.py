@@ -48,7 +48,7 @@ CANDIDATES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         {},
     ),
     "default+clip+contrast": ({"clip": 1, **_CONTRAST}, {}),
-    "default+contrast": ({"image_to_teacher": {"weight": 1, "temperature": 0.07}}, {}),
+    "default+contrast": (_CONTRAST, {}),
     "default+classes": ({"class_text_kl": 1}, {}),
     "default+pairs": ({"in_batch_kl": 1}, {}),
     "default+gram": ({"image_gram": 100}, {}),

@@ -20,7 +20,6 @@ from clipette.resolve import resolve
 from clipette.store import Store, open_store
 from clipette.tasks.pour import PourPlan
 from clipette.tasks.pour import pour as pour_into
-from clipette.train.budget import losses_for
 from clipette.train.job import Companion, Job
 from clipette.train.recipe import Recipe
 from clipette.train.run import run_job
@@ -97,7 +96,7 @@ def tuned_store(teacher: Teacher, train: Dataset, cache: Path) -> Store:
 def tuned_method(name: str) -> Method:
     """As in tier 1; some images have labels here and all have captions."""
     if name == "default":
-        return Method(name, losses_for(captions=True, classes=False, labels=False))
+        return find_method(name, captions=True)
     labelled = find_method(name, captions=False)
     return labelled if "class_text_ce" in labelled.loss else find_method(name, captions=True)
 

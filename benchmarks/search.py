@@ -52,8 +52,12 @@ def timed(ask: Found, queries: Floats) -> tuple[list[Sequence[str]], dict[str, f
         begun = time.perf_counter()
         found.append(ask(query))
         seconds.append(time.perf_counter() - begun)
+    return found, _percentiles(seconds)
+
+
+def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
     p50, p99 = np.percentile(np.array(seconds) * 1000, [50, 99])
-    return found, {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3)}
+    return {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3)}
 
 
 def measured(work: Path, ask: Callable[[str], Found], names: Sequence[str] = tuple(FILTERS)) -> dict[str, Any]:
@@ -246,10 +250,7 @@ def duel(work: Path, recall: float) -> dict[str, Any]:
                     begun = time.perf_counter()
                     arms[name](query)
                     seconds[name].append(time.perf_counter() - begun)
-    told: dict[str, Any] = {}
-    for name, values in seconds.items():
-        p50, p99 = np.percentile(np.array(values) * 1000, [50, 99])
-        told[name] = {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3)}
+    told: dict[str, Any] = {name: _percentiles(values) for name, values in seconds.items()}
     told["p50_ratio"] = round(told["clipette"]["p50_ms"] / told["lancedb"]["p50_ms"], 3)
     return told
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from clipette.errors import UnsupportedError
-from clipette.evaluate.cost import ModelCost, measure_costs
+from clipette.evaluate.cost import TowerCost, measure_costs
 from clipette.evaluate.protocol import FILE as TRAINED_ON
 from clipette.evaluate.protocol import TrainedOn
 from clipette.export.card import write_card
@@ -128,7 +128,7 @@ def bundle_parts(encoder: TorchEncoder, card: Mapping[str, Any]) -> tuple[dict[s
     for tower in track(towers, total=len(towers), description="export", unit="towers"):
         name = "image" if isinstance(tower, ImageTower) else "text"
         side, more = _image_side(tower) if isinstance(tower, ImageTower) else _text_side(tower)
-        sides[name] = {**side, **_described(tower, cost)}
+        sides[name] = {**side, **_described(tower, getattr(cost, name))}
         files |= more
     facts = {
         "format": FORMAT,
@@ -147,11 +147,10 @@ def bundle_parts(encoder: TorchEncoder, card: Mapping[str, Any]) -> tuple[dict[s
     return facts, files
 
 
-def _described(tower: ImageTower | TextTower, cost: ModelCost | None) -> dict[str, Any]:
+def _described(tower: ImageTower | TextTower, cost: TowerCost) -> dict[str, Any]:
     """What the card says of a tower."""
-    counted = None if cost is None else cost.image if isinstance(tower, ImageTower) else cost.text
     kind = architecture(tower.blueprint.kind, tower.blueprint.arguments)
-    return {"architecture": kind} | ({} if counted is None else {"params": counted.params, "gmacs": counted.gmacs})
+    return {"architecture": kind, "params": cost.params, "gmacs": cost.gmacs}
 
 
 def architecture(kind: str, arguments: Mapping[str, Any]) -> str:

@@ -59,7 +59,7 @@ def losses_for(*, captions: bool, classes: bool, labels: bool) -> dict[str, Any]
     Captions: features first (``image_cosine 10`` carries most of what a student gets), the in-batch KL brings the
     teacher's order of captions, InfoNCE the captions themselves. Labels: what people said of each image and the
     contrast with the teacher's vectors, for matching an erring teacher's every vector holds a student at its errors
-    (PACS, seen domains, dev: .37 with features and answers alone, .79 so). Class names without labels: features, and
+    (PACS, seen domains, dev: .43 with features and answers alone, .79 so). Class names without labels: features, and
     KL over the class texts, which PromptKD found best of its logit and feature losses. Without all, features alone.
     """
     if captions:
