@@ -18,7 +18,9 @@ def test_the_world_and_promptkd(project: Path, tmp_path: Path) -> None:
     assert {row["figure"] for row in rows} == {"base", "novel", "harmonic_mean"}
     assert len(rows) == 3 * 15
     assert all(row["protocol"] == "inductive" for row in rows)
-    assert set(summary["promptkd"]["transductive"]) == {"both stages", "zero-shot teacher"}
+    for protocol in ("transductive", "inductive"):
+        assert set(summary["promptkd"][protocol]) == {"both stages", "zero-shot teacher"}
+    assert {row["method"] for row in summary["promptkd"]["student_alone"]} == {"zero-shot", "promptsrc"}
     again = smoke(project, tmp_path, "benchmarks/adapt.py", "--parts", "world")
     assert again["world"] == summary["world"]
 
