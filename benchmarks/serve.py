@@ -11,18 +11,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import importlib.util
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -34,88 +25,19 @@ from clipette.index.build import build_index
 from clipette.models.inference import TorchEncoder
 from clipette.resolve import resolve
 from clipette.runtime import is_bundle
-from clipette.types import Encoder, Sample
-from common import PROJECT, arguments, bench_cache, finish, machine, say, shared_folder
+from clipette.types import Encoder
+from common import arguments, bench_cache, finish, machine, say, shared_folder
 from load import ask_all, closed_loop, cycled, open_loop, post, sampled
+from serve_peer import beside_infinity
+from serve_server import BATCH, SMALL_CACHES, Server, embedding_requests, served, throughput
 
-BATCH = 32
 KS = (1, 5, 10)
 OVERLOAD, HALF = 3.0, 0.5
-PICTURES, TEXTS = 256, 2000
 UNTRAINED = {
     "dim": 32,
     "image": {"kind": "timm", "name": "test_efficientnet", "size": 48},
     "text": {"kind": "small", "width": 32, "layers": 2, "heads": 2, "tokenizer": "words", "vocabulary": 400},
 }
-# No memory of what was computed: the model is measured, not the cache.
-UNCACHED = ("query_cache_entries=0", "result_cache_bytes=0")
-# While memory is watched, caches are at work, and full so soon that they do not look like growth.
-SMALL_CACHES = ("query_cache_entries=500", "result_cache_bytes=1000000")
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running ``clipette serve``."""
-
-    process: subprocess.Popen[str]
-    host: str
-    port: int
-
-    def rss(self) -> float:
-        """Resident memory in MiB."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-@contextmanager
-def served(index: Path, model: Path, *settings: str) -> Iterator[Server]:
-    """``clipette serve`` in a process of its own."""
-    command = [sys.executable, "-m", "clipette", "serve", str(index), "--model", str(model), "--port", "0"]
-    for setting in (*UNCACHED, *settings):
-        command += ["--set", setting]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        said = []
-        while not (line := process.stderr.readline()).startswith("open http"):
-            said.append(line)
-            if not line:
-                raise RuntimeError("the server did not start: " + "".join(said))
-        found = urlsplit(line.split()[1])
-        assert found.hostname is not None
-        assert found.port is not None
-        yield Server(process, found.hostname, found.port)
-    finally:
-        process.terminate()
-        process.wait(120)
-        if process.stderr is not None:
-            process.stderr.close()
-
-
-def embedding_requests(data: Dataset, each: int) -> dict[str, list[bytes]]:
-    """``/v1/embeddings`` requests of ``each`` inputs: texts, images."""
-    captions = [caption for sample in data.samples for caption in sample.captions]
-    texts = [f"{captions[n % len(captions)]} {n}" for n in range(TEXTS)]
-    pictures = [_base64(sample) for sample in data.samples[:PICTURES]]
-    inputs = {"text": texts, "image": pictures}
-    return {
-        name: [
-            post("/v1/embeddings", {"input": many[n : n + each], "modality": name, "encoding_format": "base64"})
-            for n in range(0, len(many) - each + 1, each)
-        ]
-        for name, many in inputs.items()
-    }
-
-
-def _base64(sample: Sample) -> str:
-    assert sample.image is not None
-    return base64.b64encode(sample.image.read()).decode()
-
-
-async def throughput(server: Server, bodies: Sequence[bytes], clients: int, seconds: float, items: int) -> Any:
-    load = await closed_loop(server.host, server.port, cycled(bodies), clients=clients, seconds=seconds, items=items)
-    return load.summary()
 
 
 async def batched_arms(server: Server, data: Dataset, seconds: float) -> dict[str, Any]:
@@ -238,7 +160,7 @@ async def measured(index: Path, model: Path, data: Dataset, options: argparse.Na
     """Every arm."""
     with served(index, model, "batch_size=1", "batch_wait=0") as server:
         found = await unbatched_arms(server, data, options.seconds)
-    with served(index, model, f"batch_size={BATCH}", f"max_in_flight={BATCH * 3 // 2}") as server:
+    with served(index, model) as server:
         for name, arms in (await batched_arms(server, data, options.seconds)).items():
             found[name] |= arms
         say("exactness")
@@ -258,6 +180,7 @@ def main() -> None:
     parser.add_argument("--data", help="captioned images; by default Flickr8k's test split")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each arm")
     parser.add_argument("--soak", type=float, default=600.0, help="seconds of mixed load while memory is watched")
+    parser.add_argument("--infinity", type=Path, help="an interpreter that has infinity-emb: both serve one model")
     options = parser.parse_args()
     if options.smoke:
         options.seconds, options.soak = 1.0, 2.0
@@ -272,9 +195,8 @@ def main() -> None:
         with build_index(data, encoder, folder / "approximate.index", exact_rows=0) as collection:
             effort = collection.facts["recall"]
         found["approximate"] = asyncio.run(exactness_of(folder / "approximate.index", model, data)) | {"recall": effort}
-    installed = importlib.util.find_spec("infinity_emb") is not None
-    # It serves models of a hub, not bundles: beside it belongs the same architecture from there, by hand.
-    found["infinity"] = "installed: not measured, it reads no bundles" if installed else "not installed"
+        if options.infinity:
+            found["infinity"] = asyncio.run(beside_infinity(options.infinity, data, folder, options))
     finish({"machine": machine(), "model": model.name, "data": data.name, "batch": BATCH, **found}, options.out)
 
 

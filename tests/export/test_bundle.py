@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from clipette.evaluate.zero_shot import class_vectors
 from clipette.export import bundle as writing
 from clipette.export.bundle import export_bundle
 from clipette.export.classes import add_classes, with_classes
+from clipette.export.graphs import pads_behind_the_end
 from clipette.export.parity import PARITY, Parity, pictures
 from clipette.io import digest
 from clipette.measuring import classify
@@ -416,6 +417,36 @@ def test_a_folder_with_some_manifest_is_no_bundle_to_replace(kept: tuple[Path, T
 def test_half_of_a_character_is_read_as_a_question_mark(kept: tuple[Path, TorchEncoder]) -> None:
     for ours in (load_bundle(kept[0]), kept[1]):
         np.testing.assert_array_equal(ours.encode_texts(["red \ud800 star"]), ours.encode_texts(["red ? star"]))
+
+
+def test_padding_behind_a_causal_towers_texts_is_not_computed(
+    kept: tuple[Path, TorchEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["a red star", "a blue square and a green circle"]
+    ours = load_bundle(kept[0])
+    graph, widths = ours._text, []
+
+    def seen(tokens: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+        widths.append(tokens["input_ids"].shape[1])
+        assert graph is not None
+        out: npt.NDArray[np.float32] = graph(tokens)
+        return out
+
+    monkeypatch.setattr(ours, "_text", seen)
+    short = ours.encode_texts(texts)
+    monkeypatch.setattr(ours, "_until_end", False)
+    np.testing.assert_allclose(short, ours.encode_texts(texts), atol=1e-6)
+    assert ours.tokenizer is not None
+    assert widths[0] < widths[1] == ours.tokenizer.context_length
+    np.testing.assert_allclose(short, kept[1].encode_texts(texts), atol=1e-5)
+
+
+def test_a_tower_that_sees_its_padding_gets_it(tmp_path: Path) -> None:
+    """SigLIP's has no causal mask: its vectors are those of the whole context."""
+    model = KINDS["open_clip, siglip"](tmp_path)
+    assert not pads_behind_the_end(model.text_tower())
+    assert pads_behind_the_end(KINDS["open_clip, vit"](tmp_path / "vit").text_tower())
+    assert pads_behind_the_end(student().text_tower())
 
 
 def test_pixels_of_another_size_are_an_error_in_words(kept: tuple[Path, TorchEncoder]) -> None:

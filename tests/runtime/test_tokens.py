@@ -15,7 +15,7 @@ from clipette.errors import ModelError, UnsupportedError
 from clipette.export.fuzz import differing, fuzzed
 from clipette.export.tokens import bundled_tokenizer
 from clipette.models.tokenizers import HFTokenizer, OpenClipTokenizer
-from clipette.runtime.tokens import TableTokenizer, build_tokenizer
+from clipette.runtime.tokens import TableTokenizer, build_tokenizer, until_end
 from clipette.runtime.words import WordTokenizer
 from clipette.types import Tokenizer
 
@@ -114,6 +114,21 @@ def test_hugging_face_under_open_clips_cleaning(tmp_path: Path) -> None:
     for options in ({"clean": "canonicalize"}, {"strip_sep_token": True}):
         theirs = OpenClipTokenizer.from_hf(tmp_path, context_length=12, **options)
         assert_equal(bundled(theirs), theirs, ["", *fuzzed(200)])
+
+
+def test_columns_that_only_pad_are_left_out() -> None:
+    words = WordTokenizer.train(CORPUS, size=300, context_length=14)
+    tokens = words(["", "a dog"])
+    longest = int(tokens["attention_mask"].sum(axis=1).max())
+    cut = until_end(tokens)
+    assert {array.shape for array in cut.values()} == {(2, longest)}
+    assert 2 < longest < 14
+    for name, array in tokens.items():
+        np.testing.assert_array_equal(cut[name], array[:, :longest])
+    assert not tokens["input_ids"][:, longest:].any()
+    # An id 0 ("!" of CLIP's) inside a text is none of the padding.
+    inside = {"input_ids": np.array([[5, 0, 0, 9, 0, 0]])}
+    assert until_end(inside)["input_ids"].tolist() == [[5, 0, 0, 9]]
 
 
 def test_words_and_stored_texts() -> None:

@@ -18,7 +18,7 @@ from clipette.evaluate.protocol import TrainedOn
 from clipette.export.card import write_card
 from clipette.export.folders import check_target, write_folder
 from clipette.export.fuzz import differing, fuzzed
-from clipette.export.graphs import image_graph, text_graph
+from clipette.export.graphs import image_graph, pads_behind_the_end, text_graph
 from clipette.export.parity import PARITY, Parity, measure_parity
 from clipette.export.tokens import bundled_tokenizer
 from clipette.io import digest, write_atomic, write_json
@@ -34,6 +34,8 @@ from clipette.version import VERSION as CLIPETTE
 KIND = "bundle"
 # A bundle is small: of more images than these, those of the lowest hashes tell which data it has seen.
 MOST_PLACES = 4096
+# Tokenizers whose padding is the id 0, which ends no text.
+PADS_WITH_ZEROS = ("clip", "words")
 # Strings on which the tokenizer is tried.
 FUZZED = 200
 
@@ -182,6 +184,7 @@ def _text_side(tower: TextTower) -> tuple[dict[str, Any], dict[str, bytes]]:
         buffer = io.BytesIO()
         np.save(buffer, unit.astype(np.float32), allow_pickle=False)
         return {"file": "classes.npy", "tokenizer": settings}, {**files, "classes.npy": buffer.getvalue()}
-    dynamic = settings.get("padding") == "longest"
-    graph = text_graph(tower, dynamic_length=dynamic)
-    return {"file": "text.onnx", "tokenizer": settings}, {**files, "text.onnx": graph}
+    until_end = settings["kind"] in PADS_WITH_ZEROS and pads_behind_the_end(tower)
+    graph = text_graph(tower, dynamic_length=until_end or settings.get("padding") == "longest")
+    columns = {"columns": "until_end"} if until_end else {}
+    return {"file": "text.onnx", "tokenizer": settings, **columns}, {**files, "text.onnx": graph}

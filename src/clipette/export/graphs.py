@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clipette.errors import ModelError, UnsupportedError
 from clipette.models.core import ImageTower, TextTower
 from clipette.models.open_clip_models import OpenClipText
-from clipette.models.text import HFTextTrunk, SmallTextTrunk, encode_until_end
+from clipette.models.text import HFTextTrunk, SmallTextTrunk, encode_until_end, reads_until_end
 from clipette.runtime.bundle import OPSET
 
 # Protocol buffers end at 2 GiB, and a bundle keeps no weights beside its graphs.
@@ -66,6 +66,13 @@ def _whole_batch(module: nn.Module, tokens: Mapping[str, Tensor]) -> Tensor:
     else:
         out = module(tokens)
     return out
+
+
+def pads_behind_the_end(tower: TextTower) -> bool:
+    """Whether a text's vector is the same at every width that holds the text, as under a causal mask."""
+    trunk = tower.trunk
+    inner = trunk.transformer if isinstance(trunk, SmallTextTrunk) else getattr(trunk, "model", None)
+    return isinstance(inner, TextTransformer) and reads_until_end(inner)
 
 
 def _until_end(transformer: TextTransformer, ids: Tensor) -> Tensor:

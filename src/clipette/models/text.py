@@ -103,6 +103,11 @@ def text_end(transformer: TextTransformer) -> Callable[[Tensor], Tensor] | None:
     return pools.get(transformer.pool_type) if transformer.cls_emb is None else None
 
 
+def reads_until_end(transformer: TextTransformer) -> bool:
+    """Whether what stands behind a text's end cannot change its vector: a causal mask, and pooled at the end."""
+    return text_end(transformer) is not None and transformer.attn_mask is not None and not transformer.use_pad_mask
+
+
 def encode_until_end(transformer: TextTransformer, ids: Tensor, *, length: int | None = None) -> Tensor:
     """``transformer(ids)`` without the columns behind the texts' ends: [B, L] → [B, width].
 
@@ -112,7 +117,7 @@ def encode_until_end(transformer: TextTransformer, ids: Tensor, *, length: int |
     """
     ends = text_end(transformer)
     out: Tensor
-    if ends is None or transformer.attn_mask is None or transformer.use_pad_mask:
+    if ends is None or not reads_until_end(transformer):
         out = transformer(ids)
         return out
 

@@ -16,7 +16,7 @@ from clipette.errors import ConfigError, ModelError, UnsupportedError
 from clipette.runtime import batches
 from clipette.runtime.bundle import MANIFEST, Bundle, open_bundle
 from clipette.runtime.sessions import Session, open_session
-from clipette.runtime.tokens import TableTokenizer, build_tokenizer
+from clipette.runtime.tokens import TableTokenizer, build_tokenizer, until_end
 from clipette.types import Encoded, Floats, ImageInput, Sample
 
 PREPROCESS = "preprocess.json"
@@ -44,6 +44,7 @@ class BundleEncoder:
         stored = text is not None and text["tokenizer"].get("kind") == "stored"
         self._text = None if stored else self._session("text")
         self.tokenizer = None if text is None else build_tokenizer(text["tokenizer"], bundle.files)
+        self._until_end = text is not None and text.get("columns") == "until_end"
         self._table = self._vectors(text["file"]) if stored and text is not None else None
         image = bundle.side("image")
         self.preprocess = None if image is None else self._preprocessing(image["preprocess"])
@@ -175,7 +176,7 @@ class BundleEncoder:
         tokens = self.tokenizer(texts)
         out: Floats
         if self._text is not None:
-            out = self._text(tokens)
+            out = self._text(until_end(tokens) if self._until_end else tokens)
         elif self._table is not None:
             out = self._table[tokens["row"][:, 0]]
         return out

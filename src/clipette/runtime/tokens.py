@@ -106,6 +106,15 @@ class LibraryTokens:
         return {"input_ids": ids, "attention_mask": mask}
 
 
+def until_end(tokens: Mapping[str, Ints]) -> dict[str, Ints]:
+    """Tokens [N, L] without the columns that pad (id 0) every row: [N, longest].
+
+    A causal tower's vectors do not depend on them, and captions of ten words in a context of 77 are mostly padding.
+    """
+    width = 1 + int(np.flatnonzero(np.any(tokens["input_ids"], axis=0)).max(initial=0))
+    return {name: array[:, :width] for name, array in tokens.items()}
+
+
 class TableTokenizer:
     """Looks strings up in a fixed list: the text side of a model that has stored class texts only."""
 

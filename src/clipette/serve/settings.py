@@ -22,7 +22,7 @@ class ServeSettings(StrictModel):
     """Limits of one server. Sizes in bytes, times in seconds.
 
     Requests: at most ``max_in_flight`` are worked on and ``max_held_bytes`` of bodies held; above, 429 before a body is
-    read. Half a batch beside the one at work keeps the model busy; more would only wait longer. As many bytes of writes
+    read. A quarter batch beside the one at work keeps the model busy; more would only wait longer. As many bytes of writes
     wait for their turn, and of answers for clients that take them slowly.
 
     Model: ``batch_size`` items a call, of up to ``queue_size`` that wait, none longer than ``queue_wait`` (429 too).
@@ -35,7 +35,7 @@ class ServeSettings(StrictModel):
     write_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = Field((), description="Further names this server is reached by.")
 
-    max_in_flight: int = Field(48, ge=1)
+    max_in_flight: int = Field(40, ge=1)
     max_held_bytes: int = Field(256 * MIB, ge=1)
     max_connections: int = Field(1024, ge=1)
     max_body_bytes: int = Field(32 * MIB, ge=1)
