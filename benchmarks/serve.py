@@ -22,6 +22,7 @@ from clipette.data.sources import load_data
 from clipette.evaluate.retrieval import retrieval
 from clipette.export.bundle import export_bundle
 from clipette.index.build import build_index
+from clipette.io import write_json
 from clipette.models.inference import TorchEncoder
 from clipette.resolve import resolve
 from clipette.runtime import is_bundle
@@ -190,14 +191,17 @@ def main() -> None:
         say(f"indexing {len(data)} images")
         encoder = resolve(str(model))
         build_index(data, encoder, folder / "my.index").close()
-        found = asyncio.run(measured(folder / "my.index", model, data, options))
+        found: dict[str, Any] = {"machine": machine(), "model": model.name, "data": data.name, "batch": BATCH}
+        found |= asyncio.run(measured(folder / "my.index", model, data, options))
+        write_json(options.out / "summary.json", found)
         say("approximate search: a vector store of the same rows")
         with build_index(data, encoder, folder / "approximate.index", exact_rows=0) as collection:
             effort = collection.facts["recall"]
         found["approximate"] = asyncio.run(exactness_of(folder / "approximate.index", model, data)) | {"recall": effort}
+        write_json(options.out / "summary.json", found)
         if options.infinity:
             found["infinity"] = asyncio.run(beside_infinity(options.infinity, data, folder, options))
-    finish({"machine": machine(), "model": model.name, "data": data.name, "batch": BATCH, **found}, options.out)
+    finish(found, options.out)
 
 
 if __name__ == "__main__":
