@@ -164,6 +164,10 @@ def test_transformers_loads_open_clips_plain_clip(name: str, tmp_path: Path) -> 
     ours = encoder_of(from_open_clip(name, tmp_path / "m"))
     out = tmp_path / "out"
     export_folder(ours, out, "hf")
+    # Names that transformers 4 knows too.
+    config = json.loads((out / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
     texts = [
         "a photo of a DOG",
         "",

@@ -181,4 +181,6 @@ def clip_tokenizer(tokenizer: OpenClipTokenizer) -> Any:
         eos_token=end,
         pad_token=end,
         unk_token=end,
+        # Without it transformers 4 also gives token types, which CLIPModel does not take.
+        model_input_names=["input_ids", "attention_mask"],
     )

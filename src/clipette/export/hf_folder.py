@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -129,8 +130,16 @@ def _save_tokenizer(text: TextTower, folder: Path) -> None:
                 write_atomic(folder / name, data)
     elif isinstance(tokenizer, OpenClipTokenizer) and tokenizer.family == "clip":
         clip_tokenizer(tokenizer).save_pretrained(folder)
+        _name_for_older_versions(folder / "tokenizer_config.json")
     else:
         raise UnsupportedError(f"transformers has no tokenizer like the text tower's ({type(tokenizer).__name__})")
+
+
+def _name_for_older_versions(path: Path) -> None:
+    """transformers 5 writes a class that 4 does not know; the older name is known to both."""
+    told = json.loads(path.read_text())
+    if told.get("tokenizer_class") == "TokenizersBackend":
+        write_atomic(path, json.dumps({**told, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2).encode())
 
 
 def load_hf(folder: Path) -> tuple[Callable[[Sequence[Image]], Floats], Callable[[Sequence[str]], Floats]]:

@@ -22,8 +22,8 @@ class ServeSettings(StrictModel):
     """Limits of one server. Sizes in bytes, times in seconds.
 
     Requests: at most ``max_in_flight`` are worked on and ``max_held_bytes`` of bodies held; above, 429 before a body is
-    read. A quarter batch beside the one at work keeps the model busy; more would only wait longer. As many bytes of writes
-    wait for their turn, and of answers for clients that take them slowly.
+    read. A quarter batch beside the one at work keeps the model busy; more would only wait longer. As many bytes of
+    writes wait for their turn, and of answers for clients that take them slowly.
 
     Model: ``batch_size`` items a call, of up to ``queue_size`` that wait, none longer than ``queue_wait`` (429 too).
     ``batch_wait``: how long a call that could be larger waits for requests that are about to arrive.
