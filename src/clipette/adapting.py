@@ -23,6 +23,7 @@ from clipette.resolve import resolve
 from clipette.train.adapt import AdaptJob, run_adapt
 from clipette.train.adapt_measure import measure_run
 from clipette.train.adapt_recipe import AdaptRecipe
+from clipette.train.anew import begin_anew
 from clipette.train.recipe import AdaptFirst
 
 log = logging.getLogger(__name__)
@@ -52,8 +53,6 @@ def adapt(
     if read.base is None or read.data is None:
         missing = "base" if read.base is None else "data"
         raise ConfigError(f"no {missing} to adapt: name it with --{missing}, or in the recipe")
-    if not resume and Path(out).exists():
-        shutil.rmtree(out)
     listed = load_data(read.data)
     tests = sum(split_name(sample.split or "") == "test" for sample in listed.samples)
     if 0 < tests < len(listed):
@@ -67,6 +66,8 @@ def adapt(
         dev=None if read.dev is None else load_data(read.dev),
         store=None if store is None else Path(store),
     )
+    if not resume:
+        begin_anew(job.out)
     run_adapt(job)
     return Path(out)
 
@@ -169,11 +170,11 @@ def adapt_study(
     read = [read_adapt_recipe(recipe, overrides) for recipe in recipes]
     if not read or len({each.name for each in read}) < len(read):
         raise ConfigError(f"recipes {list(recipes)}: name one or more, each once")
-    if not resume and Path(out).exists():
-        shutil.rmtree(out)
     encoder, reference = _base(base, device), lasting(base)
     listed = load_data(data)
     rounds = PROTOCOLS[protocol](listed, [load_data(test) for test in tests])
+    if not resume:
+        begin_anew(Path(out))
     study = _Study(encoder, reference, Path(out), listed.fingerprint())
     cells = [
         study.cell(recipe, part, count, seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from clipette.store import Store, open_store
 from clipette.tasks.pour import PourPlan, poured_by
 from clipette.tasks.pour import pour as pour_into
 from clipette.tasks.terms import needs_of, read_terms
+from clipette.train.anew import begin_anew
 from clipette.train.job import Companion, Job, shares_text
 from clipette.train.recipe import Recipe
 from clipette.train.run import run_job
@@ -168,10 +168,8 @@ def distill(
     if budget is not None:
         if recipe is not None or teacher_online:
             raise ConfigError("--budget plans student, losses and schedule: leave out the recipe and --teacher-online")
-        if not resume and Path(out).exists():
-            shutil.rmtree(out)
         own = None if student is None else student_spec(student, read_recipe("default", default="default")[0])
-        rest: dict[str, Any] = {"store": store, "overrides": overrides, "device": device}
+        rest: dict[str, Any] = {"store": store, "overrides": overrides, "device": device, "resume": resume}
         recipe = _plan(budget, teacher, data, Path(out), dev=dev, student=own, **rest)
         student, resume = None, True
     listed = load_data(data) if recipe is None and data is not None else None
@@ -185,6 +183,12 @@ def distill(
         # What a start brings is not to be written over.
         read = read.model_copy(update={"student": spec, **start, **({"inherit": None} if saved else {})})
     if read.adapt is not None:
+        if not resume:
+            # Both stages, before the first one writes; what is wrong with the data shall not cost the old run.
+            if (named := data or read.data) is not None:
+                load_data(named)
+            begin_anew(Path(out))
+            resume = True
         teacher = str(
             first_stage(
                 read.adapt,
@@ -223,6 +227,7 @@ def _plan(
     store: str | Path | None,
     overrides: Sequence[str],
     device: str | None,
+    resume: bool,
 ) -> Path:
     """The recipe that a budget buys, written beside the run."""
     from clipette.train.budget import parse_budget
@@ -235,6 +240,8 @@ def _plan(
     encoder = resolve(teacher, device=device)
     if not isinstance(encoder, TorchEncoder):
         raise ConfigError(f"--budget measures the teacher at work, and {teacher} is only stored: name a recipe")
+    if not resume:
+        begin_anew(out)
     return plan_within(
         Setting(
             budget=wanted,
@@ -369,11 +376,11 @@ def _run(
     recipe = recipe.model_copy(update=given)
     if recipe.data is None:
         raise ConfigError("no training data: name it with --data, or in the recipe")
-    if not resume and out.exists():
-        shutil.rmtree(out)
     train_set = load_data(recipe.data) if listed is None else listed
     classes = recipe.classes.names or train_set.class_names
     encoder = None if recipe.teacher is None else resolve(recipe.teacher, device=device, class_names=classes)
+    if not resume:
+        begin_anew(out)
     opened, encoder = _outputs(recipe, encoder, train_set, store, online=online, out=out)
     also = {
         name: _companion(recipe, reference, train_set, out / f"store-{name}", name, device=device)

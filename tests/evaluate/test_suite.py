@@ -40,6 +40,17 @@ def test_each_data_set_gets_the_measures_it_allows() -> None:
     assert (result.teacher, result.retention, result.agreement, result.robustness) == (None, None, {}, {})
 
 
+def test_a_small_sample_without_a_novel_image_has_no_base_and_novel() -> None:
+    named, encoder = two_sets()
+    pets = named["pets"]
+    first = pets.class_names[: (len(pets.class_names) + 1) // 2]
+    some = replace(pets, samples=tuple(sample for sample in pets.samples if sample.class_name in first))
+    assert 0 < len(some) < len(pets)
+    result = evaluate(encoder, some, settings=replace(QUICK, base_novel=True)).zero_shot[some.name]
+    assert (result.base, result.novel, result.harmonic_mean) == (None, None, None)
+    assert result.top1 is not None
+
+
 def test_with_a_teacher_everything_is_compared_and_nothing_encoded_twice() -> None:
     named, teacher = two_sets()
     student = replace(

@@ -26,6 +26,7 @@ from clipette.evaluate.robustness import Measure, robustness
 from clipette.evaluate.shift import domain_shift
 from clipette.evaluate.wording import known_texts
 from clipette.evaluate.zero_shot import Templates, labelled, zero_shot
+from clipette.metrics.classification import base_count
 from clipette.types import Encoder
 
 log = logging.getLogger(__name__)
@@ -36,9 +37,9 @@ class SuiteSettings:
     """What ``evaluate`` measures and how.
 
     ``descriptions``: sentences by class name (CuPL) that join the templates. ``base_novel``: CoOp's protocol where
-    there are two classes or more. ``corruptions``: names for robustness, () for none (it costs a pass over the images
-    for each of corruptions x strengths), on at most ``robustness_limit`` images. ``reference_domain``: the domain at
-    home, for data sets that have it.
+    both halves of the classes have images. ``corruptions``: names for robustness, () for none (it costs a pass over
+    the images for each of corruptions x strengths), on at most ``robustness_limit`` images. ``reference_domain``: the
+    domain at home, for data sets that have it.
     """
 
     templates: Templates = "single"
@@ -156,9 +157,16 @@ def _classify(encoder: CachedEncoder, texts: Encoder | None, data: Dataset, sett
         settings.templates,
         descriptions=settings.descriptions,
         text_encoder=texts,
-        base_novel=settings.base_novel and len(data.class_names) > 1,
+        base_novel=settings.base_novel and _has_both_halves(data),
         settings=settings.run,
     )
+
+
+def _has_both_halves(data: Dataset) -> bool:
+    """Whether the first half of the classes (rounded up) has images, and the other half too: a small sample may not."""
+    labels = labelled(data.samples, data.class_names)[1]
+    middle = base_count(len(data.class_names))
+    return bool((labels < middle).any() and (labels >= middle).any())
 
 
 def _robustness(

@@ -228,7 +228,7 @@ def _fitted(job: AdaptJob, frozen: Frozen) -> Adapted:
     texts = ClassTexts(frozen.class_vectors(classes, recipe.templates), float(model.scale), float(model.bias))
     shots, dev = stored_shots(store, data, frozen.device), None
     if job.dev is not None:
-        readable, vectors = base_vectors(job.base, job.dev)
+        readable, vectors = base_vectors(job.base, job.dev, max_failures=recipe.train.max_failures)
         dev = type(shots)(vectors, labels_of(readable).to(frozen.device))
     begun = time.perf_counter()
     adapter = fit_method(

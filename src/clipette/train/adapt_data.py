@@ -188,7 +188,7 @@ def pseudo_labelled(base: TorchEncoder, frozen: Frozen, data: Dataset, recipe: A
     Paper: Huang et al. (UPL), 2022, section 3.2. Raises ``DataError`` where none is confident enough.
     """
     settings = recipe.labels
-    data, vectors = base_vectors(base, data)
+    data, vectors = base_vectors(base, data, max_failures=recipe.train.max_failures)
     texts = ClassTexts(
         frozen.class_vectors(data.class_names, recipe.templates), float(base.model.scale), float(base.model.bias)
     )
