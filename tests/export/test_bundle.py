@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 from tests.export.kinds import KINDS, student
 
+from clipette.adapt.packed import PACKED
 from clipette.errors import BadImageError, ConfigError, DataError, ModelError, UnsupportedError, UserError
 from clipette.evaluate.protocol import FILE as TRAINED_ON
 from clipette.evaluate.protocol import TrainedOn, read_trained_on
@@ -32,8 +33,9 @@ from clipette.export.graphs import pads_behind_the_end
 from clipette.export.parity import PARITY, Parity, pictures
 from clipette.io import digest
 from clipette.measuring import classify
-from clipette.models.core import DualEncoder
+from clipette.models.core import Blueprint, DualEncoder
 from clipette.models.inference import TorchEncoder
+from clipette.models.prompted_text import KnownTokenizer
 from clipette.models.rebuild import table_text_tower
 from clipette.resolve import resolve
 from clipette.runtime import load_bundle, open_bundle
@@ -439,6 +441,21 @@ def test_padding_behind_a_causal_towers_texts_is_not_computed(
     assert ours.tokenizer is not None
     assert widths[0] < widths[1] == ours.tokenizer.context_length
     np.testing.assert_allclose(short, kept[1].encode_texts(texts), atol=1e-5)
+
+
+def test_adaptations_without_a_form_are_refused_before_the_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreached(*_: object, **__: object) -> bytes:
+        raise AssertionError("a graph was begun")
+
+    monkeypatch.setattr(writing, "image_graph", unreached)
+    classifier, worded = student(), student()
+    classifier.image_tower().blueprint = Blueprint(PACKED, {}, {})
+    worded.text_tower().tokenizer = KnownTokenizer.__new__(KnownTokenizer)
+    for model, words in ((classifier, "is a classifier"), (worded, "name the classes")):
+        with pytest.raises(UnsupportedError, match=words):
+            export_bundle(encoder_of(model), tmp_path / "x")
 
 
 def test_a_tower_that_sees_its_padding_gets_it(tmp_path: Path) -> None:

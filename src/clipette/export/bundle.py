@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from clipette.adapt.packed import is_packed
 from clipette.errors import UnsupportedError
 from clipette.evaluate.cost import TowerCost, measure_costs
 from clipette.evaluate.protocol import FILE as TRAINED_ON
@@ -22,8 +23,9 @@ from clipette.export.graphs import image_graph, pads_behind_the_end, text_graph
 from clipette.export.parity import PARITY, Parity, measure_parity
 from clipette.export.tokens import bundled_tokenizer
 from clipette.io import digest, write_atomic, write_json
-from clipette.models.core import ImageTower, TextTower
+from clipette.models.core import DualEncoder, ImageTower, TextTower
 from clipette.models.inference import TorchEncoder
+from clipette.models.prompted_text import ContextTokenizer, KnownTokenizer
 from clipette.models.text import TableTextTrunk
 from clipette.progress import track
 from clipette.runtime.bundle import FORMAT, MANIFEST, OPSET, VERSION, Bundle, holds_bundle
@@ -123,6 +125,7 @@ def write_bundle(target: Path, facts: Mapping[str, Any], files: Mapping[str, byt
 def bundle_parts(encoder: TorchEncoder, card: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
     """(the manifest's facts, files by name) of a model."""
     model = encoder.model.float().cpu().eval()
+    _check_kinds(model)
     files: dict[str, bytes] = {}
     sides: dict[str, dict[str, Any] | None] = {"image": None, "text": None}
     towers = [tower for tower in (model.image, model.text) if tower is not None]
@@ -165,6 +168,20 @@ def architecture(kind: str, arguments: Mapping[str, Any]) -> str:
     names = ("name", "timm_model_name", "hf_model_name", "model_type")
     known = [str(part[name]) for part in (arguments, *nested) for name in names if part.get(name)]
     return ", ".join([known[0] if known else kind, *(each for each in done if not each.startswith("headed"))])
+
+
+def _check_kinds(model: DualEncoder) -> None:
+    """What cannot become a bundle is refused in words, before the minutes that a graph takes."""
+    if is_packed(model):
+        raise UnsupportedError(
+            "this adaptation is a classifier (tip-adapter, cocoop, tpt, a linear probe, ...): its vectors are logits, "
+            "and a bundle has no place for them; distil it (`clipette distill --teacher RUN`) and export the student"
+        )
+    if model.text is not None and isinstance(model.text.tokenizer, ContextTokenizer | KnownTokenizer):
+        raise UnsupportedError(
+            "this adaptation says its classes in learned words, and a bundle's texts are free: name the classes "
+            "(`--labels`) for a bundle of these alone"
+        )
 
 
 def _image_side(tower: ImageTower) -> tuple[dict[str, Any], dict[str, bytes]]:
