@@ -37,6 +37,10 @@ class Harness:
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch_size < 1 or self.lr <= 0:
             raise ConfigError(f"epochs {self.epochs}, batch_size {self.batch_size}, lr {self.lr}: need >= 0, >= 1, > 0")
+        if not 0 <= self.momentum < 1 or self.eps <= 0 or self.weight_decay < 0:
+            raise ConfigError(
+                f"momentum {self.momentum}, eps {self.eps}, weight_decay {self.weight_decay}: need 0 to 1, > 0, >= 0"
+            )
 
     def rate(self, epoch: int, step: int, steps: int) -> float:
         """The learning rate at ``step`` of the ``steps`` of an epoch."""

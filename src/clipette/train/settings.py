@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from clipette.config import StrictModel
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerSettings(StrictModel):
@@ -18,9 +20,9 @@ class OptimizerSettings(StrictModel):
     head_lr: float | None = Field(default=None, ge=0)
     text_lr: float | None = Field(default=None, ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-8
-    momentum: float = 0.9
+    betas: tuple[Share, Share] = (0.9, 0.98)
+    eps: float = Field(default=1e-8, gt=0)
+    momentum: Share = 0.9
 
 
 class GaussianAverage(StrictModel):
