@@ -99,12 +99,18 @@ def test_what_is_kept_is_left_alone(bundle: Path) -> None:
         Static(graph, [])
 
 
+def weights_size(graph: bytes) -> int:
+    return sum(len(each.raw_data) for each in onnx.load_from_string(graph).graph.initializer)
+
+
 def test_half_is_half_the_size_and_says_the_same(bundle: Path) -> None:
     model = load_bundle(bundle)
     graph = graph_of(bundle, "text")
     tokens = model.tokenizer(["a red star", "two dotted rings"])  # type: ignore[misc]
     small = half(graph)
-    assert len(small) < 0.8 * len(graph)
+    # Whole numbers stay as they are, and of a graph this small the nodes are the greater part.
+    assert weights_size(small) < 0.55 * weights_size(graph)
+    assert len(small) < len(graph)
     assert median_cosine(vectors(small, [tokens]), vectors(graph, [tokens])) > 0.9999
 
 
