@@ -23,10 +23,19 @@ PAPERS = Path(__file__).parents[2] / "docs" / "PAPERS.md"
 ADAPT = [name for name, path in shipped_recipes().items() if "\nmethod:" in path.read_text()]
 
 
-@pytest.mark.parametrize("wrong", ["betas=[2, 2]", "betas=[0.9, 1.0]", "eps=0", "momentum=-5"])
-def test_what_no_optimizer_takes_is_refused_in_words(wrong: str) -> None:
-    with pytest.raises(ConfigError, match=f"optimizer.{wrong.partition('=')[0]}"):
-        read_recipe("default", [f"train.optimizer.{wrong}"], default="default")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "optimizer.betas=[2, 2]",
+        "optimizer.betas=[0.9, 1.0]",
+        "optimizer.eps=0",
+        "optimizer.momentum=-5",
+        "clip_norm=-1",
+    ],
+)
+def test_what_no_training_takes_is_refused_in_words(wrong: str) -> None:
+    with pytest.raises(ConfigError, match=f"train.{wrong.partition('=')[0]}"):
+        read_recipe("default", [f"train.{wrong}"], default="default")
 
 
 @pytest.mark.parametrize("name", ADAPT)

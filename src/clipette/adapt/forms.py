@@ -47,7 +47,7 @@ def apply_adapter(frozen: Frozen, adapter: Adapter, classes: Sequence[str] = ())
     here = Adapter(adapter.form, adapter.classes, adapter.templates, adapter.facts, moved)
     try:
         model = FORMS[adapter.form](frozen, here, tuple(classes) or adapter.classes)
-    except (KeyError, TypeError, RuntimeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise ModelError(f"an adapter of form '{adapter.form}' does not fit this base: {error}") from error
     for parameter in model.parameters():
         parameter.requires_grad_(False)

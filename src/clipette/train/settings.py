@@ -52,7 +52,7 @@ class TrainSettings(StrictModel):
     warmup: float = Field(default=0.05, ge=0, le=1)
     warmup_factor: float | None = Field(default=None, ge=0, le=1)
     min_lr: float = Field(default=0.0, ge=0, le=1)
-    clip_norm: float | None = 1.0
+    clip_norm: float | None = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     ema: float | None = Field(default=None, gt=0, lt=1)
     gaussian: GaussianAverage | None = None
@@ -63,8 +63,8 @@ class TrainSettings(StrictModel):
     save_every: int = Field(default=0, ge=0)
     keep: Literal["last", "best"] = "last"
     max_scale: float = 100.0
-    threads: int | None = None
-    loader_threads: int = 2
+    threads: int | None = Field(default=None, ge=1)
+    loader_threads: int = Field(default=2, ge=0)
     cache_mb: int = 3000
     max_failures: float = Field(default=0.1, ge=0, le=1)
 
