@@ -21,6 +21,7 @@ GLUE = (
     "resolve",
     "adapting",
     "measuring",
+    "exporting",
     "benching",
     "prompting",
     "pruning",
