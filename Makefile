@@ -16,7 +16,7 @@ SEEDS_OPTION = $(if $(SEEDS),--seeds $(SEEDS),)
 METHODS_OPTION = $(if $(METHODS),--methods $(METHODS),) $(if $(TIER),--tier $(TIER),) $(if $(PEERS),--peers $(PEERS),)
 
 .PHONY: install demo test test-bench check clean bench-flickr8k bench-pour bench-crash bench-npz bench-methods bench-pareto \
-	bench-export bench-adapt bench-search bench-crash-index bench-serve
+	bench-export bench-adapt bench-inherit bench-search bench-crash-index bench-serve
 
 install: $(STAMP)
 
@@ -63,6 +63,9 @@ bench-export: install
 
 bench-pareto: install
 	$(PY) benchmarks/pareto.py $(SEEDS_OPTION) $(OUT_OPTION)
+
+bench-inherit: install
+	$(PY) benchmarks/inherit.py $(SEEDS_OPTION) $(OUT_OPTION)
 
 bench-adapt: install
 	$(PY) benchmarks/adapt.py $(SEEDS_OPTION) $(OUT_OPTION)

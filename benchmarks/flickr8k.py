@@ -94,6 +94,26 @@ def train(bench: Bench, arm: str, seed: int) -> Path:
     return verbs.distill(recipe, teacher=str(teacher), store=shared_store, overrides=overrides, **common)
 
 
+def changed(bench: Bench, student: str, changes: Sequence[str], cache: Path, name: str) -> Path:
+    """T1's student A or B by a changed recipe, trained or found finished: ``cache/name-…``, marked by all it is of."""
+    recipe = RECIPES / f"flickr8k-{student.lower()}.yaml"
+    teacher = train(bench, "T1", 0)
+    mark = digest_json([recipe.read_text(), list(changes), bench.limit, teacher.name])[:8]
+    out = cache / f"{name}-{mark}"
+    if (out / "summary.json").is_file():
+        return out
+    say(f"training in {out}")
+    return verbs.distill(
+        recipe,
+        teacher=str(teacher),
+        store=pour(bench, teacher),
+        data=bench.data("flickr8k-train-{000..005}.tar"),
+        dev=bench.data("flickr8k-dev-000.tar"),
+        overrides=changes,
+        out=out,
+    )
+
+
 def pour(bench: Bench, teacher: Path) -> Path:
     """T1's outputs, poured once for all students and seeds."""
     return verbs.pour(

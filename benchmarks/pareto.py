@@ -16,16 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from clipette import verbs
 from clipette.data.sources import load_data
 from clipette.evaluate import plots
 from clipette.evaluate.cost import measure_costs
 from clipette.evaluate.results import Figure
-from clipette.io import digest_json, write_atomic, write_json
+from clipette.io import write_atomic, write_json
 from clipette.resolve import resolve
 from clipette.types import Encoder
 from common import arguments, bench_cache, finish, machine, say, shared_folder
-from flickr8k import RECIPES, Bench, pour, train
+from flickr8k import Bench, changed, train
 from method_claims import weights
 from method_page import write_template
 from method_sets import Doubles, Part
@@ -66,25 +65,10 @@ def trained(bench: Bench, cache: Path, name: str, seed: int, epochs: float | Non
     size = SIZES[name]
     if not size.changes:
         return train(bench, size.recipe, seed)
-    recipe = RECIPES / f"flickr8k-{size.recipe.lower()}.yaml"
     changes = [*bench.overrides, *size.changes, f"seed={seed}"]
     if epochs is not None:
         changes.append(f"train.epochs={epochs}")
-    teacher = train(bench, "T1", 0)
-    mark = digest_json([recipe.read_text(), changes, bench.limit, teacher.name])[:8]
-    out = cache / f"{size.recipe}-{seed}-{mark}"
-    if (out / "summary.json").is_file():
-        return out
-    say(f"{name}, seed {seed}: training in {out}")
-    return verbs.distill(
-        recipe,
-        teacher=str(teacher),
-        store=pour(bench, teacher),
-        data=bench.data("flickr8k-train-{000..005}.tar"),
-        dev=bench.data("flickr8k-dev-000.tar"),
-        overrides=changes,
-        out=out,
-    )
+    return changed(bench, size.recipe, changes, cache, f"{size.recipe}-{seed}")
 
 
 def values(encoder: Encoder, part: Part) -> Doubles:

@@ -10,8 +10,9 @@ import pytest
 from tests.adapt import tiny as small
 from tests.train import tiny
 
-from clipette.adapting import Cell, adapt, adapt_study, lasting, read_adapt_recipe, summarize, to_markdown
-from clipette.errors import ConfigError
+from clipette.adapting import Cell, adapt, adapt_study, lasting, read_adapt_recipe, read_each, summarize, to_markdown
+from clipette.errors import ClipetteError, ConfigError
+from clipette.evaluate.protocol import read_trained_on
 from clipette.evaluate.wording import fitting_templates
 from clipette.evaluate.zero_shot import class_vectors
 from clipette.measuring import classify, evaluate
@@ -93,6 +94,32 @@ def test_a_study_is_a_table_over_seeds_and_is_read_back(tmp_path: Path, monkeypa
     assert len(list((tmp_path / "study" / "stores").iterdir())) == 1, "one store for all who see the same views"
     monkeypatch.setattr("clipette.adapting.run_adapt", lambda job: pytest.fail("a finished run is trained again"))
     assert adapt_study(recipes, "base-to-novel", **given)["table"] == table  # type: ignore[arg-type]
+
+
+def test_each_recipe_of_a_study_takes_what_it_has() -> None:
+    names = ["zero-shot", "coop", "clip-adapter", "tip-adapter"]
+    sets = ["method.alpha=2", "train.steps=3", "train.max_failures=0.5", "views.count=2", "method.tokens=5"]
+    zero, coop, clip, tip = read_each(names, sets)
+    assert (coop.train.steps, coop.method.tokens, tip.method.alpha) == (3, 5, 2)  # type: ignore[union-attr]
+    assert [each.train.max_failures for each in (zero, coop, clip, tip)] == [0.5] * 4
+    assert [each.views.count for each in (zero, coop, clip, tip)] == [2] * 4
+    assert clip.method == read_adapt_recipe("clip-adapter").method
+    with pytest.raises(
+        ConfigError, match=r"--set method\.beta_max=3: none of zero-shot, coop, clip-adapter, tip-adapter"
+    ):
+        read_each(names, ["method.beta_max=3"])
+    with pytest.raises(ConfigError, match=r"--set train\.steps=3: none of zero-shot, tip-adapter has this key"):
+        read_each(["zero-shot", "tip-adapter"], ["train.steps=3"])
+    with pytest.raises(ConfigError, match=r"taskres\.yaml with --set train\.steps: train is for methods that the loop"):
+        read_each(["taskres"], ["train.steps=3"])
+    with pytest.raises(ConfigError, match=r"unknown key 'method\.alpha'; known keys here: kind, tokens"):
+        read_each(["coop"], ["method.alpha=3"])
+
+
+@pytest.mark.parametrize("protocol", ["base-to-novel", "cross-dataset"])
+def test_a_closed_probe_is_refused_before_a_study_of_other_classes(protocol: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"knows no others: --set method\.text_start=true"):
+        adapt_study(["zero-shot", "linear-probe"], protocol, base="x", data="y", out=tmp_path / "o")
 
 
 @pytest.mark.parametrize("templates", ["a drawing of a {}.", "wordings"])
@@ -216,8 +243,14 @@ def test_a_teacher_without_tokens_says_what_to_do(tmp_path: Path) -> None:
     from tests.train.small_world import write_teacher
 
     folder, data = write_teacher(tmp_path / "cnn"), write_data(tmp_path / "data")
+    own = ["student.image={kind: timm, name: test_resnet, size: 32, head: {kind: linear}}"]
     with pytest.raises(ConfigError, match=r"own stage \(adapt\): .*tokens of a vision transformer.*--set adapt=null"):
-        distill("promptkd", teacher=str(folder), data=data, out=tmp_path / "run", device="cpu")
+        distill("promptkd", teacher=str(folder), data=data, out=tmp_path / "run", overrides=own, device="cpu")
+    fits = small.write_base(tmp_path / "vit")
+    sets = ["student.image={kind: timm, name: test_resnet, weights: nowhere.safetensors}"]
+    with pytest.raises(ClipetteError, match=r"nowhere\.safetensors"):
+        distill("promptkd", teacher=fits, data=data, out=tmp_path / "two", overrides=sets, device="cpu")
+    assert not (tmp_path / "two" / "teacher").exists(), "the second stage is looked at before the first is trained"
     with pytest.raises(ConfigError, match="no teacher to adapt"):
         distill("promptkd", data=data, out=tmp_path / "run", device="cpu")
 
@@ -232,9 +265,24 @@ def test_a_classifier_teaches_a_student_with_texts_of_its_own(tmp_path: Path) ->
     spec["text"] = {"kind": "small", "width": 16, "layers": 1, "heads": 2, "tokenizer": "clip"}
     sets = [f"student={json.dumps(spec)}", "train.steps=2", "train.batch_size=8"]
     out = distill("promptkd-stage2", teacher=str(teacher), data=data, out=tmp_path / "s", overrides=sets, device="cpu")
+    theirs, own = read_trained_on(teacher), read_trained_on(out)
+    assert theirs is not None
+    assert own is not None
+    assert set(theirs.fingerprints) <= set(own.fingerprints)
     assert load_model(out).model.dim == 8
     with pytest.raises(ConfigError, match=r"no image-text space for a student to live in; use student\.space: own"):
         distill("promptkd-stage2", teacher=str(teacher), data=data, out=tmp_path / "no", overrides=sets[1:])
+
+
+def test_a_classifier_is_poured_from_data_with_captions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from clipette.verbs import pour
+
+    base, world = small.write_base(tmp_path / "base"), "world:train?n=48&size=32"
+    run = adapt("tip-adapter", base=base, data=world, out=tmp_path / "tip", overrides=FAST)
+    store = open_store(pour(str(run), [world], tmp_path / "store", device="cpu"))
+    assert store.texts is not None
+    assert len(store.texts) == 48
+    assert "knows its classes alone: no captions are poured" in caplog.text
 
 
 def test_evaluate_takes_encoders_and_classifiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,6 +302,10 @@ def test_evaluate_takes_encoders_and_classifiers(tmp_path: Path, monkeypatch: py
         assert 0 <= figures["agreement"]["top1"] <= 1
         (protocol,) = models[name]["protocol"].values()
         assert protocol.startswith("inductive (trained on 2 of its 4 classes and 0 of its 8 images)")
+        page = (tmp_path / f"report-{name}" / "report.html").read_text()
+        assert f"{name}: inductive (trained on 2 of its 4 classes" in page
+        with pytest.raises(ConfigError, match=r"that is an adaptation, .* it can be the --teacher"):
+            distill(teacher=base, data=data, student=str(run), out=tmp_path / "no", device="cpu")
         # Of labels that it never learned, a run names the likelier too.
         told = classify(str(run), tmp_path / "data" / "red0.png", labels=["dog", "red"], device="cpu")
         assert sum(each["probability"] for each in told["scores"]) == pytest.approx(1)  # type: ignore[attr-defined]

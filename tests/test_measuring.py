@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from tests.train.tiny import CLASSES, picture, student
 
 from clipette import measuring
-from clipette.errors import BadImageError, ConfigError
+from clipette.errors import BadImageError, ConfigError, DataError
 from clipette.evaluate.cost import Timing
 from clipette.measuring import classify, compare, evaluate
 from clipette.models.saved import save_model
@@ -69,6 +70,20 @@ def test_compare_and_descriptions(folder: Path, tmp_path: Path) -> None:
     assert list(alone["models"]) == ["student"]
 
 
+def test_how_many_images_may_be_lost_is_asked(folder: Path, tmp_path: Path) -> None:
+    pets = shutil.copytree(folder / "pets", tmp_path / "pets")
+    for broken in sorted(pets.rglob("*.png"))[::3]:
+        broken.write_bytes(b"no image")
+    given = {"data": [f"folder:{pets}"], "out": tmp_path / "out"}
+    for verb, models in (
+        (evaluate, str(folder / "student")),
+        (compare, [str(folder / "teacher"), str(folder / "student")]),
+    ):
+        with pytest.raises(DataError, match=r"more than the allowed share of 0\.1"):
+            verb(models, **given)  # type: ignore[operator]
+        verb(models, max_failures=0.5, **given)  # type: ignore[operator]
+
+
 def test_classify(folder: Path, tmp_path: Path) -> None:
     image = folder / "pets" / "red" / "0.png"
     found = classify(str(folder / "student"), image, labels=["red", "green"], templates="none", out=tmp_path / "b.png")
@@ -96,3 +111,18 @@ def test_what_cannot_be_measured_is_refused(folder: Path, tmp_path: Path) -> Non
         evaluate(model, ["folder:x", "folder:x"], out=tmp_path)
     with pytest.raises(ConfigError, match="no model"):
         compare([], [f"folder:{folder / 'pets'}"], out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "title"),
+    [
+        (("a",), "a"),
+        (("teacher", "student"), "student against teacher"),
+        (("teacher", "student", "twin"), "student and twin against teacher"),
+        (("t", "a", "b", "c", "d"), "4 models against t"),
+    ],
+)
+def test_a_title_names_what_one_came_for(names: tuple[str, ...], title: str) -> None:
+    from types import SimpleNamespace
+
+    assert measuring._title(SimpleNamespace(names=names)) == title  # type: ignore[arg-type]

@@ -79,7 +79,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, ...]] = []
     monkeypatch.setattr(verbs, "prompts", lambda *args, **options: calls.append((args, options)) or {})
     line = "prompts m --data d --out o --dev e --templates a --templates b --descriptions c.json --baseline a --texts t"
-    assert main([*line.split(), "--seed", "4", "--batch-size", "8", "--device", "cpu"]) == 0
+    assert main([*line.split(), "--seed", "4", "--batch-size", "8", "--max-failures", "0.3", "--device", "cpu"]) == 0
     options = {"out": Path("o"), "dev": "e", "templates": ["a", "b"], "descriptions": [Path("c.json")]}
-    options |= {"baseline": "a", "texts": "t", "seed": 4, "batch_size": 8, "device": "cpu"}
+    options |= {"baseline": "a", "texts": "t", "seed": 4, "batch_size": 8, "max_failures": 0.3, "device": "cpu"}
     assert calls == [(("m", "d"), options)]

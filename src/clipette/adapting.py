@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
+from clipette.adapt.settings import LOOP, LinearProbe
 from clipette.config import find_recipe, load_yaml, shipped_recipes
 from clipette.data.dataset import Dataset, split_name
 from clipette.data.protocols import PROTOCOLS, Round, drawn
@@ -21,9 +22,11 @@ from clipette.io import digest_json, write_atomic, write_json
 from clipette.models.inference import TorchEncoder
 from clipette.resolve import resolve
 from clipette.train.adapt import AdaptJob, run_adapt
+from clipette.train.adapt_data import tell_of_shots
 from clipette.train.adapt_measure import measure_run
 from clipette.train.adapt_recipe import AdaptRecipe
 from clipette.train.anew import begin_anew
+from clipette.train.lock import only_one
 from clipette.train.recipe import AdaptFirst
 
 log = logging.getLogger(__name__)
@@ -104,6 +107,31 @@ def read_adapt_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Adap
     return load_yaml(AdaptRecipe, path, overrides)
 
 
+def read_each(recipes: Sequence[str], overrides: Sequence[str]) -> list[AdaptRecipe]:
+    """The recipes of a study. What is set of a method, or of the loop's training, is for those recipes that have it.
+
+    Raises ``ConfigError`` for a key that none of them has.
+    """
+    if len(recipes) == 1:
+        # Of a key that it has not, it says itself what it has.
+        return [read_adapt_recipe(recipes[0], overrides)]
+    plain = [read_adapt_recipe(recipe) for recipe in recipes]
+    taken = [[line for line in overrides if _has(each, line)] for each in plain]
+    lost = next((line for line in overrides if not any(line in lines for lines in taken)), None)
+    if lost is not None:
+        raise ConfigError(f"--set {lost}: none of {', '.join(each.name for each in plain)} has this key")
+    return [read_adapt_recipe(recipe, lines) for recipe, lines in zip(recipes, taken, strict=True)]
+
+
+def _has(recipe: AdaptRecipe, override: str) -> bool:
+    section, *inner = override.partition("=")[0].strip().split(".")
+    if section == "method" and inner:
+        return inner[0] in type(recipe.method).model_fields
+    if section == "train" and inner != ["max_failures"]:
+        return isinstance(recipe.method, LOOP)
+    return True
+
+
 def lasting(reference: str) -> str:
     """The reference with its path made absolute, so that a run finds its base from any folder."""
     kind, colon, rest = reference.partition(":")
@@ -161,28 +189,38 @@ def adapt_study(
     """Compare methods on one base by ``few-shot``, ``base-to-novel``, ``cross-dataset`` or ``domain-generalisation``.
 
     Every method with each of ``shots`` (none: all images) and each seed; finished runs are read back, or (``resume``
-    false) made anew. Choices are made on validation images alone. Writes ``results.json``, ``results.csv`` and
-    ``table.md`` (mean ± standard deviation over seeds) into ``out``; returns the table. Base-to-novel has its harmonic
-    mean, several tests their mean.
+    false) made anew. Of ``overrides`` each recipe takes those of keys that it has. Choices are made on validation
+    images alone. Writes ``results.json``, ``results.csv`` and ``table.md`` (mean ± standard deviation over seeds) into
+    ``out``; returns the table. Base-to-novel has its harmonic mean, several tests their mean.
     """
     if protocol not in PROTOCOLS:
         raise ConfigError(f"protocol '{protocol}' is none of {', '.join(PROTOCOLS)}")
-    read = [read_adapt_recipe(recipe, overrides) for recipe in recipes]
+    read = read_each(recipes, overrides)
     if not read or len({each.name for each in read}) < len(read):
         raise ConfigError(f"recipes {list(recipes)}: name one or more, each once")
+    closed = [each.name for each in read if isinstance(each.method, LinearProbe) and not each.method.text_start]
+    if closed and protocol in ("base-to-novel", "cross-dataset"):
+        raise ConfigError(
+            f"{closed[0]}: {protocol} tests classes that are not learned, and a linear probe knows no others: "
+            "--set method.text_start=true adds it to their texts, or leave it out"
+        )
     encoder, reference = _base(base, device), lasting(base)
     listed = load_data(data)
     rounds = PROTOCOLS[protocol](listed, [load_data(test) for test in tests])
     if not resume:
         begin_anew(Path(out))
+    if any(each.labels.source == "given" for each in read):
+        for part in rounds:
+            tell_of_shots(part.train, max(shots, default=None))
     study = _Study(encoder, reference, Path(out), listed.fingerprint())
-    cells = [
-        study.cell(recipe, part, count, seed)
-        for recipe in read
-        for part in rounds
-        for count in (shots or (recipe.shots,))
-        for seed in seeds
-    ]
+    with only_one(study.out):
+        cells = [
+            study.cell(recipe, part, count, seed)
+            for recipe in read
+            for part in rounds
+            for count in (shots or (recipe.shots,))
+            for seed in seeds
+        ]
     table = summarize(cells, protocol)
     write_json(Path(out) / "results.json", {"protocol": protocol, "base": reference, "data": data, "table": table})
     write_atomic(Path(out) / "results.csv", to_csv(table).encode())

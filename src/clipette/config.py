@@ -276,13 +276,16 @@ def _origin(path: KeyPath, where: str, lines: Mapping[KeyPath, int], overridden:
     known = path
     while known and known not in lines:
         known = known[:-1]
-    return f"{where}:{lines[known]}" if known else where
+    if known or not overridden:
+        return f"{where}:{lines[known]}" if known else where
+    # Of the whole: the file alone was right, perhaps.
+    return f"{where} with --set {', '.join(map(dotted, overridden))}"
 
 
 def _explain(model: type[pydantic.BaseModel], problem: Any, path: KeyPath) -> str:
     name = dotted(path)
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {name!r}; {_hint(model, problem['loc'])}"
+        return f"unknown key {name!r}; {_hint(model, problem['loc'], path)}"
     if problem["type"] == "missing":
         return f"key {name!r} is missing; add it"
     message = problem["msg"]
@@ -295,14 +298,15 @@ def _explain(model: type[pydantic.BaseModel], problem: Any, path: KeyPath) -> st
     return f"{name}: {message}" if name else message
 
 
-def _hint(model: type[pydantic.BaseModel], loc: Sequence[str | int]) -> str:
+def _hint(model: type[pydantic.BaseModel], loc: Sequence[str | int], path: KeyPath) -> str:
     key = str(loc[-1])
     models = _models_at(model, loc[:-1])
     known = list(dict.fromkeys(name for found in models for name in _keys(found)))
     near = nearest(key, known)
     if near:
         return f"did you mean {near!r}?"
-    elsewhere = [dotted(place) for place in _places(model) if place[-1] == key]
+    # Of a union another member may have this key at this very place.
+    elsewhere = [dotted(place) for place in _places(model) if place[-1] == key and place != path]
     if elsewhere:
         return f"it belongs at {' or '.join(repr(place) for place in elsewhere[:3])}"
     return f"known keys here: {', '.join(known) or 'none'}"

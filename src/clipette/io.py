@@ -46,6 +46,23 @@ def cache_root() -> Path:
     return Path(os.environ.get("CLIPETTE_CACHE") or "~/.cache/clipette").expanduser()
 
 
+def take_lock(path: Path) -> int:
+    """The descriptor of the held lock file; the operating system lets go of it when the process ends, however it ends.
+
+    Raises ``BlockingIOError`` where another holds it.
+    """
+    # Here: bundles are read where there is no fcntl (Windows), and they read this file too.
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def digest(data: bytes) -> str:
     """32 hex digits (BLAKE2b-128): identity of content, not a signature."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -41,6 +41,7 @@ def evaluate(
     descriptions: str | Path | None = None,
     corruptions: bool = False,
     batch_size: int = 64,
+    max_failures: float = 0.1,
     device: str | None = None,
 ) -> dict[str, object]:
     """Measure ``model`` on ``data``, with ``teacher`` also agreement and retention; the teacher's texts serve an
@@ -49,13 +50,15 @@ def evaluate(
     ``templates``: a name, a template, or ``auto``: CLIP's eighty, or the wording that stored texts have.
     ``descriptions``: sentences per class in CuPL's format, in place of the templates. Writes ``results.json``,
     ``results.csv``, ``report.html`` and ``summary.json`` into ``out``; returns the summary. Of a run they say whether
-    its figures are transductive: the images or the classes were trained on.
+    its figures are transductive: the images or the classes were trained on. ``max_failures``: the share of images that
+    may be unreadable.
     """
     named = _named_data(data)
     names = _classes_of(named)
     references = ([teacher] if teacher else []) + [model]
     encoders = [resolve(reference, device=device, class_names=names) for reference in references]
-    settings = _suite(_wording(templates, encoders, named), descriptions, corruptions, batch_size)
+    run = Settings(batch_size=batch_size, max_failures=max_failures, progress=True)
+    settings = _suite(_wording(templates, encoders, named), descriptions, corruptions, run)
     student = encoders[-1]
     result = measure(student, named, encoders[0] if teacher else None, settings=settings)
     evaluations = [result.teacher, result] if result.teacher is not None else [result]
@@ -70,13 +73,22 @@ def compare(
     out: str | Path,
     templates: str = AUTO,
     batch_size: int = 64,
+    max_failures: float = 0.1,
     device: str | None = None,
 ) -> dict[str, object]:
     """Put models side by side on ``data``; the first is what the others are measured by.
 
     Writes what ``evaluate`` writes; returns the summary. Raises ``ConfigError`` for no model.
     """
-    return compare_on(models, _named_data(data), out=out, templates=templates, batch_size=batch_size, device=device)
+    return compare_on(
+        models,
+        _named_data(data),
+        out=out,
+        templates=templates,
+        batch_size=batch_size,
+        max_failures=max_failures,
+        device=device,
+    )
 
 
 def compare_on(
@@ -86,13 +98,15 @@ def compare_on(
     out: str | Path,
     templates: str = AUTO,
     batch_size: int = 64,
+    max_failures: float = 0.1,
     device: str | None = None,
 ) -> dict[str, object]:
     """``compare`` on data sets that are open already, by the names that tables shall show."""
     if not models:
         raise ConfigError("no model to compare: name two or more")
     encoders = [resolve(reference, device=device, class_names=_classes_of(named)) for reference in models]
-    settings = _suite(_wording(templates, encoders, named), None, False, batch_size)
+    run = Settings(batch_size=batch_size, max_failures=max_failures, progress=True)
+    settings = _suite(_wording(templates, encoders, named), None, False, run)
     # Cached: the first is measured beside each of the others, and encodes once.
     first = CachedEncoder(encoders[0])
     evaluations = [measure(first, named, settings=settings)]
@@ -168,7 +182,7 @@ def _wording(templates: str, encoders: Sequence[Encoder], named: Mapping[str, Da
     return fitting_templates(encoders, [name for data in named.values() for name in data.class_names])
 
 
-def _suite(templates: str, descriptions: str | Path | None, corruptions: bool, batch_size: int) -> SuiteSettings:
+def _suite(templates: str, descriptions: str | Path | None, corruptions: bool, run: Settings) -> SuiteSettings:
     from clipette.data.corruptions import CORRUPTIONS
 
     return SuiteSettings(
@@ -176,7 +190,7 @@ def _suite(templates: str, descriptions: str | Path | None, corruptions: bool, b
         descriptions=None if descriptions is None else read_descriptions(descriptions),
         base_novel=True,
         corruptions=tuple(CORRUPTIONS) if corruptions else (),
-        run=Settings(batch_size=batch_size, progress=True),
+        run=run,
     )
 
 
@@ -222,10 +236,10 @@ def recorded_card(reference: str) -> Mapping[str, object]:
 
 
 def _title(comparison: Comparison) -> str:
-    names = comparison.names
-    if len(names) == 1:
-        return names[0]
-    return f"{names[1]} against {names[0]}" if len(names) == 2 else f"{names[0]} and {len(names) - 1} others"
+    first, *others = comparison.names
+    if not others:
+        return first
+    return f"{' and '.join(others) if len(others) < 4 else f'{len(others)} models'} against {first}"
 
 
 def _write(

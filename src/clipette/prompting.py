@@ -29,6 +29,7 @@ def prompts(
     texts: str | None = None,
     seed: int = 0,
     batch_size: int = 64,
+    max_failures: float = 0.1,
     device: str | None = None,
 ) -> dict[str, object]:
     """Compare templates, LLM descriptions and ensembles on labelled images.
@@ -54,7 +55,7 @@ def prompts(
         baseline=baseline,
         text_encoder=None if texts is None else resolve(texts, device=device),
         how=StudySettings(seed=seed),
-        settings=Settings(batch_size=batch_size, progress=True),
+        settings=Settings(batch_size=batch_size, max_failures=max_failures, progress=True),
     )
     folder = Path(out)
     summary = _summary(study) | {"report": str(folder / "report.html")}

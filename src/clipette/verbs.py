@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipette.adapt.adapter import adapter_folder
+from clipette.adapt.packed import is_packed
 from clipette.adapting import adapt as adapt
 from clipette.adapting import adapt_study as adapt_study
 from clipette.adapting import class_names_of, first_stage
@@ -27,6 +29,7 @@ from clipette.models.inference import TorchEncoder
 from clipette.models.saved import load_model
 from clipette.models.spec import ModelSpec
 from clipette.models.stored import StoredEncoder
+from clipette.models.students import build_model
 from clipette.prompting import prompts as prompts
 from clipette.pruning import prune as prune
 from clipette.resolve import resolve
@@ -72,6 +75,10 @@ def pour(
         raise ConfigError(f"{teacher} is stored already: distil from it directly, or import it with `stored:`")
     texts = [text for reference in text_corpus for s in load_data(reference).samples for text in s.captions]
     policy = {} if view_policy is None else {"policy": dict(view_policy)}
+    if is_packed(encoder.model):
+        if texts or (captions and any(sample.captions for each in sets for sample in each.samples)):
+            log.warning("%s is a classifier, which knows its classes alone: no captions are poured", teacher)
+        captions, texts = False, []
     named = classes and any(each.class_names for each in sets)
     asked = {
         "views": views,
@@ -110,6 +117,11 @@ def student_spec(reference: str, recipe: Recipe) -> ModelSpec:
     from clipette.export.prune import untouched
 
     kind, _, name = reference.partition(":")
+    if Path(reference).is_dir() and adapter_folder(Path(reference)) is not None:
+        raise ConfigError(
+            f"--student {reference}: that is an adaptation, a few tensors beside its base, and no model to train; it "
+            "can be the --teacher, or be adapted further"
+        )
     if Path(reference).is_dir():
         part = {"kind": "saved", "path": str(Path(reference).resolve())}
         shares = recipe.student.text is not None and recipe.student.text.kind == "teacher"
@@ -183,10 +195,10 @@ def distill(
         # What a start brings is not to be written over.
         read = read.model_copy(update={"student": spec, **start, **({"inherit": None} if saved else {})})
     if read.adapt is not None:
+        if not (Path(out) / "teacher" / "summary.json").is_file() or not resume:
+            _try_second_stage(read, base, teacher or read.teacher, data or read.data, device)
         if not resume:
-            # Both stages, before the first one writes; what is wrong with the data shall not cost the old run.
-            if (named := data or read.data) is not None:
-                load_data(named)
+            # Both stages, before the first one writes.
             begin_anew(Path(out))
             resume = True
         teacher = str(
@@ -255,6 +267,16 @@ def _plan(
             device=device,
         )
     )
+
+
+def _try_second_stage(read: Recipe, base: Path, teacher: str | None, data: str | None, device: str | None) -> None:
+    """Raise what is wrong with the second stage before the first is trained, or an old run removed."""
+    if teacher is None or data is None:
+        return
+    captions = [caption for sample in load_data(data).samples for caption in sample.captions]
+    encoder = resolve(teacher, device=device, classifiers=False)
+    if isinstance(encoder, TorchEncoder):
+        build_model(read.student, base=base, teacher=encoder.model, captions=captions, seed=read.seed)
 
 
 def demo(out: str | Path = "runs/demo", seed: int = 0) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -318,9 +319,21 @@ def test_damaged_adapters_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="damaged"):
         load_adapter(tmp_path)
     path.write_text(json.dumps(said))
-    (tmp_path / "adapter.safetensors").write_bytes(b"no")
+    tensors = tmp_path / "adapter.safetensors"
+    written = tensors.read_bytes()
+    tensors.write_bytes(written[:-1] + bytes([written[-1] ^ 1]))
+    with pytest.raises(ModelError, match=r"is not what was written with adapter\.json"):
+        load_adapter(tmp_path)
+    del said["tensors"]
+    path.write_text(json.dumps(said))
+    assert load_adapter(tmp_path).name == "p", "one of before tensors had a digest"
+    tensors.write_bytes(b"no")
     with pytest.raises(ModelError, match="damaged"):
         load_adapter(tmp_path)
+    cache = Adapter("cache", tiny.CLASSES, "single", {"alpha": 1.0, "beta": 1.0})
+    found = {"keys": torch.zeros(1, 12), "labels": torch.tensor([-1])}
+    with pytest.raises(ModelError, match="a label below 0"):
+        apply_adapter(frozen, replace(cache, tensors=found))
     with pytest.raises(ModelError, match="does not know"):
         apply_adapter(frozen, Adapter("new", (), "single"))
     narrow = Adapter(adapter.form, adapter.classes, "single", adapter.facts, {"context": torch.zeros(3, 5)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from clipette.adapt import settings
 from clipette.adapt.cocoop import CoCoOp, conditional_logits, shift
+from clipette.adapt.context import start_of
 from clipette.adapt.coop import CoOp
 from clipette.adapt.kgcoop import KgCoOp, distance_to_frozen
 from clipette.adapt.learner import Frozen, Learner
@@ -23,6 +25,8 @@ from clipette.errors import ConfigError
 from clipette.models.core import DualEncoder, weights_digest
 from clipette.models.inference import TorchEncoder
 from clipette.models.inject import visual_prompts
+from clipette.models.spec import ModelSpec
+from clipette.models.students import build_model
 from clipette.models.text_prompts import encode_prompts, text_prompt_tokens
 from clipette.tasks.adapt import AdaptTask, freeze
 from clipette.tasks.batch import Batch
@@ -276,6 +280,15 @@ def test_towers_of_other_libraries(pair: str, name: str) -> None:
     learning = [parameter for parameter in task.parts.parameters() if parameter.numel()]
     assert all(p.grad is not None and float(p.grad.abs().max()) > 0 for p in learning)
     assert all(p.grad is None for p in frozen.model.parameters())
+
+
+def test_a_phrase_of_unknown_words_is_a_random_start(caplog: pytest.LogCaptureFixture) -> None:
+    spec = ModelSpec.model_validate_json(json.dumps(tiny.SPEC))
+    text = build_model(spec, captions=["a red square"]).text_tower()
+    assert torch.equal(start_of(text, 2, "a photo of a", seed=3).value, start_of(text, 2, None, seed=3).value)
+    assert "has words that this base does not know: the context begins at random" in caplog.text
+    with pytest.raises(ConfigError, match="make them equal, or remove start"):
+        start_of(text, 2, "a picture of a", seed=3)
 
 
 def test_refusals() -> None:

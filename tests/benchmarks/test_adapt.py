@@ -25,6 +25,12 @@ def test_the_world_and_promptkd(project: Path, tmp_path: Path) -> None:
     assert again["world"] == summary["world"]
 
 
+def test_a_style_that_was_never_seen(project: Path, tmp_path: Path) -> None:
+    summary = smoke(project, tmp_path, "benchmarks/adapt.py", "--parts", "shifted", "--methods", "zero-shot,kgcoop")
+    assert [row["method"] for row in summary["shifted"]["base_to_novel"]] == ["zero-shot"] * 3 + ["kgcoop"] * 3
+    assert len(summary["shifted"]["zero_shot_plain"]) == 3
+
+
 def test_costs(project: Path, tmp_path: Path) -> None:
     summary = smoke(project, tmp_path, "benchmarks/adapt.py", "--parts", "cost")
     costs = summary["cost"]["methods"]

@@ -87,3 +87,11 @@ def test_an_index_killed_three_times_loses_nothing(project: Path, tmp_path: Path
     summary = smoke(project, tmp_path, "benchmarks/crash_index.py")
     assert (summary["sound"], summary["kills"], summary["second_writers_refused"]) == (True, 3, 1)
     assert summary["reader_looks"] > 0
+
+
+@pytest.mark.bench
+def test_half_of_the_width_inherited_and_from_scratch(project: Path, shared: Path, tmp_path: Path) -> None:
+    summary = smoke(project, tmp_path, "benchmarks/inherit.py", "--seeds", "0,1")
+    for arm in (summary["arms"]["inherited"], summary["arms"]["scratch"]):
+        assert len(arm["curves"]) == 2
+        assert set(arm["first_seed_by_rate"]) == {"0.0003", "0.001"}

@@ -202,7 +202,7 @@ def test_retention_of_one_seed_is_the_paired_ratio() -> None:
 def test_every_size_is_a_recipe_and_the_page_shows_all(tmp_path: Path) -> None:
     assert len(pareto.SIZES) >= 5
     for size in pareto.SIZES.values():
-        load_yaml(Recipe, pareto.RECIPES / f"flickr8k-{size.recipe.lower()}.yaml", size.changes)
+        load_yaml(Recipe, module("flickr8k").RECIPES / f"flickr8k-{size.recipe.lower()}.yaml", size.changes)
     points = {name: (0.1 * (number + 1), Figure(0.9, 0.8, 0.95, 10)) for number, name in enumerate(pareto.SIZES)}
     row = {
         "gmacs": 0.1,

@@ -105,6 +105,9 @@ def test_bad_descriptions_name_the_class(tmp_path: Path, content: str, message: 
         read_descriptions(tmp_path / "d.json")
     with pytest.raises(DataError, match="cannot be read"):
         read_descriptions(tmp_path / "absent.json")
+    (tmp_path / "twice.json").write_text('{"cat": ["A cat."], "dog": ["A dog."], "cat": ["Another."]}')
+    with pytest.raises(DataError, match=r"twice\.json: 'cat' is there twice: join its sentences"):
+        read_descriptions(tmp_path / "twice.json")
 
 
 def test_real_cupl_sentences_match_real_classes(shared: Path, tmp_path: Path) -> None:

@@ -96,6 +96,12 @@ def test_images_of_no_stated_split_are_for_training_and_test_images_never_are() 
     assert not keys(part.train) & keys(part.tests["test"])
     with pytest.raises(DataError, match="no image is of split 'train'"):
         few_shot(data(splits=("test",)), [])
+    strangers = data("ships", splits=("test",))
+    strangers = replace(strangers, class_names=("ship", "raft"), samples=())
+    with pytest.raises(DataError, match=r"no class of it is learned from .* --protocol cross-dataset"):
+        few_shot(data(), [strangers])
+    (part,) = few_shot(data(splits=("sketched", "test")), [])
+    assert {sample.split for sample in part.train.samples} == {"sketched"}, "where none is called train"
 
 
 def test_another_test_set_is_halved_by_the_training_classes() -> None:

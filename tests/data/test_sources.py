@@ -223,3 +223,20 @@ def test_what_is_not_unicode_is_left_out_and_said(tmp_path: Path) -> None:
     assert "its captions is" in told["words"].reason
     for failure in data.failures:
         f"{failure.key}{failure.location}{failure.reason}".encode()
+
+
+def test_what_makes_classification_other_than_people_think_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [
+        "image,class",
+        *(f"{number}.png,{name}" for number, name in enumerate(["red star", "red_star", "", "dog"])),
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    load_data(f"csv:{tmp_path}/t.csv")
+    assert "1 of its 4 samples have no class: classification leaves them out" in caplog.text
+    assert "classes 'red star' and 'red_star' read alike: no wording tells them apart" in caplog.text
+    caplog.clear()
+    (tmp_path / "t.csv").write_text("\n".join([lines[0], lines[1], lines[4]]))
+    load_data(f"csv:{tmp_path}/t.csv")
+    assert not caplog.text

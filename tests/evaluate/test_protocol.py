@@ -60,6 +60,25 @@ def test_the_protocol_follows_from_what_was_trained_on(trained: Dataset, evaluat
     assert bool(found) == bool(expected)
 
 
+def test_labelled_images_of_every_class_are_supervision() -> None:
+    trained, fresh, seen = data(0, 30), data(30, 60), data(0, 60)
+    labelled, plain = TrainedOn.of(trained, labelled=True), TrainedOn.of(trained)
+    assert labelled.protocol(fresh, NAMES) == "supervised (trained on 6 of its 6 classes and 0 of its 30 images)"
+    assert labelled.protocol(seen, NAMES).startswith("transductive"), "images that it was trained on are tested"
+    half = TrainedOn.of(data(0, 30, NAMES[:3]), labelled=True)
+    assert half.protocol(fresh, NAMES).startswith("inductive")
+    assert half.joined(labelled).protocol(fresh, NAMES).startswith("supervised")
+    assert half.joined(plain).protocol(fresh, NAMES).startswith("transductive"), "once without labels"
+    assert labelled.joined(TrainedOn.of(data(0, 30, ()))).protocol(fresh, NAMES).startswith("supervised")
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    for labelled in (True, False):
+        found = TrainedOn.of(data(0, 30), labelled=labelled)
+        found.write(tmp_path)
+        assert read_trained_on(tmp_path) == found
+
+
 def test_class_texts_count_as_classes_by_name_or_prompt() -> None:
     unlabelled, evaluated = data(0, 30, ()), data(30, 60)
     for texts in (NAMES, tuple(f"a photo of a {name}" for name in NAMES), tuple(f"a photo of a {n}." for n in NAMES)):

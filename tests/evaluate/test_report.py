@@ -178,13 +178,13 @@ def test_protocols_stand_beside_the_templates_where_they_are_known(capsys: pytes
     assert both.summary()["student"]["protocol"] == {"pets": result.protocol}
     assert "protocol" not in both.summary()["teacher"]
     (heading,) = wordings(both).values()
-    assert heading.endswith(f"· protocol: student {result.protocol}")
+    assert heading.endswith(f"· protocol: student: {result.protocol}")
     (heading,) = wordings(alone).values()
     assert heading.endswith(f"· protocol: {result.protocol}")
-    assert f"protocol: student {result.protocol}" in build_report(both, data, title="x")
+    assert f"protocol: student: {result.protocol}" in build_report(both, data, title="x")
     print_tables(both)
     printed = " ".join(re.sub(r"[^ -~·]", " ", capsys.readouterr().err).split())
-    assert "protocol: student inductive" in printed
+    assert "protocol: student: inductive" in printed
     assert json.loads(json.dumps(both.to_json()))["models"][1]["evaluation"]["zero_shot"]["pets"]["protocol"]
 
 

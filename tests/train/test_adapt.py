@@ -184,6 +184,25 @@ def test_the_best_of_several_shares_is_what_keeps_weights(tmp_path: Path) -> Non
     assert found.dev == pytest.approx(max(scores))
 
 
+def test_an_adapted_model_has_seen_what_its_base_has(tmp_path: Path) -> None:
+    first = job("clip-adapter", tmp_path)
+    run_adapt(first)
+    base = resolve(str(first.out), device="cpu")
+    assert isinstance(base, TorchEncoder)
+    other = replace(tiny.data(8), reference="other", class_names=("cat", "dog"))
+    samples = tuple(replace(s, label=0, class_name="cat", key=f"o-{s.key}") for s in other.samples)
+    for name in ("zero-shot", "taskres"):
+        again = replace(
+            job(name, tmp_path), base=base, reference=str(first.out), data=replace(other, samples=samples),
+            out=tmp_path / name,
+        )  # fmt: skip
+        run_adapt(again)
+        seen = read_trained_on(again.out)
+        assert seen is not None
+        assert not any(seen.knows(tiny.CLASSES)), "a backbone's classes make nothing transductive"
+        assert seen.images_of(first.data) == len(first.data)
+
+
 def test_what_learns_nothing_has_seen_nothing(tmp_path: Path) -> None:
     for name in ("zero-shot", "tpt"):
         made = job(name, tmp_path / name)
@@ -273,6 +292,30 @@ def test_damaged_images_are_left_out_and_named(tmp_path: Path) -> None:
         assert [failure["key"] for failure in summary["failures"]] == ["s003"], name
 
 
+@pytest.mark.parametrize("name", ["coop", "promptsrc", "tip-adapter", "upl"])
+def test_how_many_images_may_be_lost_is_asked_of_every_method(name: str, tmp_path: Path) -> None:
+    from tests.train import tiny as pictures
+
+    data = pictures.dataset(24, bad=(3, 4, 5, 6))
+    with pytest.raises(DataError, match=r"4 of 24 .* failed, more than the allowed share of 0\.1"):
+        run_adapt(job(name, tmp_path / "few", data=data))
+    run_adapt(job(name, tmp_path / "more", data=data, extra=["train.max_failures=0.2"]))
+
+
+def test_templates_and_prompts_over_prompts_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown templates 'nosuch'"):
+        run_adapt(job("coop", tmp_path, extra=["templates=nosuch"]))
+    first = job("coop", tmp_path)
+    run_adapt(first)
+    prompted = resolve(str(first.out), device="cpu")
+    assert isinstance(prompted, TorchEncoder)
+    with pytest.raises(ConfigError, match="this base is an adaptation itself: its class texts are learned already"):
+        run_adapt(replace(first, base=prompted, out=tmp_path / "again"))
+    with pytest.raises(ConfigError, match="no prompts stand before prompts"):
+        run_adapt(replace(job("maple", tmp_path), base=prompted, out=tmp_path / "both"))
+    run_adapt(replace(job("taskres", tmp_path), base=prompted, out=tmp_path / "over"))
+
+
 def test_tpt_begins_from_a_coop_run(tmp_path: Path) -> None:
     first = job("coop", tmp_path)
     run_adapt(first)
@@ -332,6 +375,7 @@ def test_measured_runs_say_what_they_may_be_compared_with(tmp_path: Path) -> Non
     seen = read_trained_on(made.out)
     assert seen is not None
     assert [_label(seen, name, half).partition(" ")[0] for name, half in halves.items()] == ["inductive"] * 2
+    assert _label(seen, "test", halves["base"]).startswith("supervised (trained on 2 of its 2 classes and 0 of its")
     assert _label(seen, "novel", halves["base"]).startswith("transductive (trained on 2 of its 2 classes and 0 of its")
     assert set(found.cost) == {"parameters", "bytes", "seconds"}
     assert found.cost["parameters"] == 4 * 16

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from clipette.errors import ModelError
-from clipette.io import write_atomic, write_json
+from clipette.io import digest, write_atomic, write_json
 from clipette.models.saved import state_bytes
 
 FORMAT = 1
@@ -49,13 +49,15 @@ def save_adapter(
     adapter: Adapter, folder: Path, *, name: str, reference: str, weights: str, card: Mapping[str, Any]
 ) -> None:
     """Write ``adapter.json`` and ``adapter.safetensors``: equal adapters give equal bytes."""
-    write_atomic(folder / TENSORS, state_bytes(adapter.tensors))
+    tensors = state_bytes(adapter.tensors)
+    write_atomic(folder / TENSORS, tensors)
     write_json(
         folder / FACTS,
         {
             "format": FORMAT,
             "name": name,
             "base": {"reference": reference, "weights": weights},
+            "tensors": digest(tensors),
             "form": adapter.form,
             "classes": list(adapter.classes),
             "templates": adapter.templates,
@@ -80,7 +82,11 @@ def load_adapter(folder: Path) -> SavedAdapter:
         said = json.loads(path.read_text(encoding="utf-8"))
         if said["format"] != FORMAT:
             raise ModelError(f"{path} has format {said['format']}, this Clipette reads {FORMAT}: upgrade it")
-        tensors = load_file(found / TENSORS)
+        data = (found / TENSORS).read_bytes()
+        # Earlier adapters do not say.
+        if said.get("tensors", digest(data)) != digest(data):
+            raise ModelError(f"{found / TENSORS} is not what was written with {FACTS}: copy both again, or adapt again")
+        tensors = load(data)
         adapter = Adapter(
             str(said["form"]), tuple(map(str, said["classes"])), str(said["templates"]), said["facts"], tensors
         )

@@ -146,7 +146,10 @@ def _cache(frozen: Frozen, adapter: Adapter, classes: tuple[str, ...]) -> DualEn
     )
     places = {name: row for row, name in enumerate(classes)}
     # Shots of classes that nobody asks for have no vote; classes without shots have their texts alone.
-    rows = torch.tensor([places.get(adapter.classes[label], -1) for label in adapter.tensors["labels"].tolist()])
+    learned = adapter.tensors["labels"].tolist()
+    if min(learned, default=0) < 0:
+        raise ModelError("an adapter of form 'cache' has a label below 0: it is damaged, adapt again")
+    rows = torch.tensor([places.get(adapter.classes[label], -1) for label in learned])
     kept = (rows >= 0).to(frozen.device)
     keys, labels = adapter.tensors["keys"][kept], rows.to(frozen.device)[kept]
     alpha, beta = float(adapter.facts["alpha"]), float(adapter.facts["beta"])

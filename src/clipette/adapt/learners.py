@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from clipette.adapt import settings
 from clipette.adapt.cocoop import CoCoOp
+from clipette.adapt.context import require_own_words
 from clipette.adapt.coop import CoOp
 from clipette.adapt.fine_tune import FineTune
 from clipette.adapt.kgcoop import KgCoOp
@@ -47,4 +48,6 @@ def build_learner(
     how: settings.Loop, frozen: Frozen, classes: tuple[str, ...], *, templates: str, seed: int
 ) -> Learner:
     """The learner of ``how`` for these classes. Raises ``ConfigError`` where the base cannot take it, in words."""
+    if isinstance(how, settings.CoOp | settings.ContextSettings):
+        require_own_words(frozen.model.text_tower())
     return LEARNERS[how.kind](how, frozen, classes, templates=templates, seed=seed)

@@ -42,6 +42,9 @@ def adapt(
     seeds: Annotated[
         str | None, typer.Option(metavar="N,N", help="With --protocol: which shots and starts. Default: 1,2,3.")
     ] = None,
+    max_failures: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of images that may be unreadable. Default: 0.1.")
+    ] = None,
     resume: Resume = True,
     device: Device = None,
 ) -> None:
@@ -49,6 +52,7 @@ def adapt(
     from clipette import verbs
     from clipette.errors import ConfigError
 
+    changes = [*(overrides or []), *([] if max_failures is None else [f"train.max_failures={max_failures}"])]
     if protocol is None:
         if len(recipes) != 1 or test or shots or seeds:
             raise ConfigError(
@@ -62,7 +66,7 @@ def adapt(
             dev=dev,
             out=out,
             store=store,
-            overrides=overrides or [],
+            overrides=changes,
             resume=resume,
             device=device,
         )
@@ -79,7 +83,7 @@ def adapt(
         shots=numbers(shots, "--shots"),
         seeds=numbers(seeds or "1,2,3", "--seeds"),
         out=out,
-        overrides=overrides or [],
+        overrides=changes,
         resume=resume,
         device=device,
     )

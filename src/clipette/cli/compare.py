@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clipette.cli.options import BatchSize, Data, Device, Out, Templates, print_result
+from clipette.cli.options import BatchSize, Data, Device, MaxFailures, Out, Templates, print_result
 
 EXAMPLES = """\
 clipette compare runs/teacher runs/student --data wds:test.tar --out reports/compare
@@ -19,6 +19,7 @@ def compare(
     out: Out,
     templates: Templates = "auto",
     batch_size: BatchSize = 64,
+    max_failures: MaxFailures = 0.1,
     device: Device = None,
 ) -> None:
     """Put models side by side: cost, speed, quality.
@@ -27,4 +28,13 @@ def compare(
     """
     from clipette import verbs
 
-    print_result(verbs.compare(models, data, templates=templates, out=out, batch_size=batch_size, device=device), out)
+    result = verbs.compare(
+        models,
+        data,
+        templates=templates,
+        out=out,
+        batch_size=batch_size,
+        max_failures=max_failures,
+        device=device,
+    )
+    print_result(result, out)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clipette.cli.options import BatchSize, Data, Device, Out, Templates, print_result
+from clipette.cli.options import BatchSize, Data, Device, MaxFailures, Out, Templates, print_result
 
 EXAMPLES = """\
 clipette evaluate runs/student --data wds:test.tar --teacher runs/teacher --out reports/student
@@ -27,6 +27,7 @@ def evaluate(
         bool, typer.Option("--corruptions", help="Also under blur, noise, JPEG, contrast and occlusion.")
     ] = False,
     batch_size: BatchSize = 64,
+    max_failures: MaxFailures = 0.1,
     device: Device = None,
 ) -> None:
     """Measure a model, and how well it follows its teacher.
@@ -45,6 +46,7 @@ def evaluate(
         corruptions=corruptions,
         out=out,
         batch_size=batch_size,
+        max_failures=max_failures,
         device=device,
     )
     print_result(result, out)

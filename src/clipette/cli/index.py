@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from clipette.cli.options import BatchSize, Device, print_result, words
+from clipette.cli.options import BatchSize, Device, MaxFailures, print_result, words
 
 Index: TypeAlias = Annotated[Path, typer.Argument(metavar="INDEX", help="The index: a folder.")]
 Sources: TypeAlias = Annotated[
@@ -59,7 +59,7 @@ def build(
     store: Annotated[str, typer.Option(metavar="STORE", help="lance, or milvus://HOST:PORT.")] = "lance",
     recall: Annotated[float, typer.Option(help="recall@10 asked of approximate search, filters included.")] = 0.98,
     exact_rows: Annotated[int, typer.Option(min=0, help="Up to so many rows every search is exact.")] = 50_000,
-    max_failures: Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")] = 0.1,
+    max_failures: MaxFailures = 0.1,
     batch_size: BatchSize = 64,
     device: Device = None,
 ) -> None:

@@ -38,6 +38,7 @@ Device: TypeAlias = Annotated[
     str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the best there is.")
 ]
 BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, help="Images a batch.")]
+MaxFailures: TypeAlias = Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")]
 Templates: TypeAlias = Annotated[
     str,
     typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clipette.cli.options import BatchSize, Device, Out, Seed, print_result
+from clipette.cli.options import BatchSize, Device, MaxFailures, Out, Seed, print_result
 
 EXAMPLES = """\
 clipette prompts open_clip:ViT-B-32/openai --data folder:pets --out reports/wording
@@ -36,13 +36,17 @@ def prompts(
         typer.Option(metavar="JSON", help="LLM sentences per class, in CuPL's format; may be repeated."),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What gains are measured against. Default: 'a photo of a {}.'.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The wording gains are measured against. Default: 'a photo of a {}.', else the first."
+        ),
     ] = None,
     texts: Annotated[
         str | None, typer.Option(metavar="REF", help="The model that encodes texts, for an image-only student.")
     ] = None,
     seed: Seed = 0,
     batch_size: BatchSize = 64,
+    max_failures: MaxFailures = 0.1,
     device: Device = None,
 ) -> None:
     """Find the wording of class names that serves a model best.
@@ -64,6 +68,7 @@ def prompts(
         texts=texts,
         seed=seed,
         batch_size=batch_size,
+        max_failures=max_failures,
         device=device,
     )
     print_result(result, out)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from clipette.data.order import stable_hash
+from clipette.data.prompts import spoken
 from clipette.errors import DataError
 from clipette.types import Failure, Sample
+
+log = logging.getLogger(__name__)
 
 Classes: TypeAlias = Literal["all", "base", "novel"]
 
@@ -158,7 +162,22 @@ def assemble(reference: str, listing: Listing) -> Dataset:
         reasons = "".join(f"\n  {failure.location}: {failure.reason}" for failure in failures[:3])
         raise DataError(f"{reference}: the source has no sample{' that can be used:' + reasons if reasons else ''}")
     samples, class_names = _labelled(reference, samples, listing.class_names)
+    _tell_of_classes(reference, samples, class_names)
     return Dataset(reference, tuple(samples), class_names, tuple(failures))
+
+
+def _tell_of_classes(reference: str, samples: Sequence[Sample], class_names: tuple[str, ...]) -> None:
+    """Warn of what makes figures of classification other than people think."""
+    bare = sum(sample.label is None for sample in samples)
+    if class_names and 0 < bare < len(samples):
+        log.warning(
+            "%s: %d of its %d samples have no class: classification leaves them out", reference, bare, len(samples)
+        )
+    read: dict[str, str] = {}
+    for name in class_names:
+        first = read.setdefault(spoken(name).lower(), name)
+        if first != name:
+            log.warning("%s: classes '%s' and '%s' read alike: no wording tells them apart", reference, first, name)
 
 
 def join(reference: str, parts: Sequence[Dataset]) -> Dataset:

@@ -102,11 +102,13 @@ def read_descriptions(path: str | Path) -> dict[str, list[str]]:
     Paper: Pratt et al., "What does a platypus look like?", ICCV 2023.
     """
     try:
-        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except OSError as error:
         raise DataError(f"{path}: the descriptions cannot be read ({error})") from error
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise DataError(f"{path}: not JSON ({error})") from error
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
     if not isinstance(content, dict) or not content:
         raise DataError(f"{path}: expected a JSON object of class name -> list of sentences (CuPL's format)")
     descriptions: dict[str, list[str]] = {}
@@ -119,6 +121,15 @@ def read_descriptions(path: str | Path) -> dict[str, list[str]]:
             raise DataError(f"{path}: class '{name}' has no sentence; write one or remove the class")
         descriptions[name] = kept
     return descriptions
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object whose keys are there once. Raises ``ValueError`` for another: JSON itself keeps the last."""
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise ValueError(f"'{twice}' is there twice: join its sentences into one list")
+    return dict(pairs)
 
 
 def _filled(template: str, position: int, class_names: Sequence[str]) -> list[str]:

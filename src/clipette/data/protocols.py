@@ -25,6 +25,12 @@ class Round:
 def few_shot(data: Dataset, tests: Sequence[Dataset]) -> list[Round]:
     """Train on the training split, test on the test split (or the ``tests``): every class on both sides."""
     train, dev, own = _splits(data, tests)
+    for name, test in own.items():
+        if not set(train.class_names) & set(test.class_names):
+            raise DataError(
+                f"{name}: no class of it is learned from {data.reference}: few-shot tests what is learned, other "
+                "classes are for --protocol cross-dataset"
+            )
     return [Round("all", train, own, dev)]
 
 
@@ -97,9 +103,12 @@ def drawn(part: Round, shots: int | None, seed: int) -> Round:
 
 
 def _splits(data: Dataset, tests: Sequence[Dataset]) -> tuple[Dataset, Dataset | None, dict[str, Dataset]]:
-    """(training split, dev split if stated, tests by name). An image without a stated split is for training."""
+    """(training split, dev split if stated, tests by name). An image without a stated split is for training; so are
+    splits of other names (``world:shift-outline``) where none is called train."""
     stated = {split_name(sample.split) for sample in data.samples if sample.split}
     own = tuple(sample for sample in data.samples if not sample.split or split_name(sample.split) == "train")
+    if not own:
+        own = tuple(sample for sample in data.samples if split_name(sample.split or "") not in ("dev", "test"))
     if not own:
         raise DataError(f"{data.reference}: no image is of split 'train': the splits here are {', '.join(stated)}")
     train = replace(data, samples=own)

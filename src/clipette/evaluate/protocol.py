@@ -1,4 +1,4 @@
-"""Transductive or inductive: did a run see the images or the classes that it is evaluated on?
+"""Inductive, supervised or transductive: did a run see the images or the classes that it is evaluated on?
 
 A run records what it was trained on beside its model; an evaluation compares that with its own images and class names.
 PromptKD (CVPR 2024) distils on unlabelled images of the novel classes too: its figures on them are transductive, and
@@ -37,22 +37,24 @@ class TrainedOn:
     """What a run was trained on.
 
     ``classes``: names of the images' classes and class texts, lower case. ``places``: hashes of where each image is,
-    all of them up to ``reach``. ``fingerprints``: of the data sets.
+    all of them up to ``reach``. ``fingerprints``: of the data sets. ``labelled``: whether it was told which image is of
+    which class.
     """
 
     classes: tuple[str, ...]
     places: tuple[int, ...]
     reach: int
     fingerprints: tuple[str, ...]
+    labelled: bool = False
 
     @staticmethod
-    def of(data: Dataset, class_texts: Iterable[str] = (), *, keep: int = PLACES) -> TrainedOn:
-        """``data``, and the names or texts that stood for classes in the losses."""
+    def of(data: Dataset, class_texts: Iterable[str] = (), *, labelled: bool = False, keep: int = PLACES) -> TrainedOn:
+        """``data``, and the names or texts that stood for classes in the losses; ``labelled``: labels were read."""
         names = {sample.class_name for sample in data.samples if sample.class_name is not None} | set(class_texts)
         places = sorted(set(_places(data.samples)))
         reach = _ALL if len(places) <= keep else places[keep - 1]
         classes = tuple(sorted({_said(name) for name in names}))
-        return TrainedOn(classes, tuple(places[:keep]), reach, (data.fingerprint(),))
+        return TrainedOn(classes, tuple(places[:keep]), reach, (data.fingerprint(),), labelled)
 
     def joined(self, earlier: TrainedOn | None) -> TrainedOn:
         """With what the weights were trained on before."""
@@ -65,7 +67,16 @@ class TrainedOn:
             tuple(places),
             reach,
             tuple(dict.fromkeys((*self.fingerprints, *earlier.fingerprints))),
+            all(each.labelled for each in (self, earlier) if each.classes),
         )
+
+    def upon(self, reference: str | Path | None) -> TrainedOn:
+        """With the images that the model behind ``reference`` has seen: a base, or a teacher.
+
+        Not with its classes: what a backbone was pre-trained on makes nothing transductive.
+        """
+        earlier = None if reference is None else read_trained_on(reference)
+        return self if earlier is None else self.joined(replace(earlier, classes=()))
 
     def fewer(self, keep: int) -> TrainedOn:
         """The same, telling images by at most ``keep`` of their hashes, the lowest."""
@@ -74,10 +85,12 @@ class TrainedOn:
         return replace(self, places=self.places[:keep], reach=self.places[keep - 1])
 
     def protocol(self, data: Dataset, class_names: tuple[str, ...]) -> str:
-        """``transductive`` or ``inductive`` with the counts behind it; empty where no class is known.
+        """``inductive``, ``supervised`` or ``transductive``, with the counts behind it; empty where no class is known.
 
         Inductive: no image was trained on, and of the classes at most the first half, CoOp's base classes.
-        Transductive: anything else. Images are told by where they are, or by the whole data set's fingerprint.
+        Supervised: no image was trained on, but labelled ones of further classes were: the second half says nothing
+        of novel classes. Transductive: anything else. Images are told by where they are, or by the whole data set's
+        fingerprint.
         """
         seen = self.images_of(data)
         images = f"{seen} of its {len(data)} images"
@@ -85,7 +98,9 @@ class TrainedOn:
             return f"transductive (trained on {images})" if seen else ""
         trained = self.knows(class_names)
         beyond = any(trained[base_count(len(trained)) :]) or all(trained)
-        label = "transductive" if seen or beyond else "inductive"
+        label = "inductive"
+        if seen or beyond:
+            label = "supervised" if self.labelled and not seen else "transductive"
         return f"{label} (trained on {sum(trained)} of its {len(trained)} classes and {images})"
 
     def knows(self, class_names: Iterable[str]) -> list[bool]:
@@ -119,6 +134,7 @@ def read_trained_on(reference: str | Path) -> TrainedOn | None:
                     tuple(map(int, found["places"])),
                     int(found["reach"]),
                     tuple(map(str, found["fingerprints"])),
+                    bool(found.get("labelled", False)),
                 )
             except (OSError, ValueError, KeyError, TypeError) as error:
                 log.warning("%s cannot be read (%s): no protocol is named", path, error)

@@ -147,20 +147,20 @@ def grouped(lines: Sequence[Line]) -> dict[tuple[str, str], list[Line]]:
 
 def wordings(comparison: Comparison) -> dict[tuple[str, str], str]:
     """By (what is measured, data set): the prompt templates that turned class names into texts, and, where known, the
-    protocol: of the one model, or by name of each."""
+    protocol: of the one model, or with the names of those that it holds for."""
     out: dict[tuple[str, str], str] = {}
-    protocols: dict[tuple[str, str], list[str]] = {}
+    held: dict[tuple[str, str], dict[str, list[str]]] = {}
     for name, entry in zip(comparison.names, comparison.entries, strict=True):
         for dataset, result in entry.evaluation.zero_shot.items():
             place = (KINDS["zero_shot"], dataset)
             out[place] = result.templates
             if result.protocol:
-                whose = f"{name} " if len(comparison.names) > 1 else ""
-                protocols.setdefault(place, []).append(whose + result.protocol)
-    return {
-        place: f"{templates} · protocol: {'; '.join(protocols[place])}" if place in protocols else templates
-        for place, templates in out.items()
-    }
+                held.setdefault(place, {}).setdefault(result.protocol, []).append(name)
+    several = len(comparison.names) > 1
+    for place, protocols in held.items():
+        said = [f"{', '.join(names)}: {label}" if several else label for label, names in protocols.items()]
+        out[place] += f" · protocol: {'; '.join(said)}"
+    return out
 
 
 def word(kind: str, measure: str) -> str:

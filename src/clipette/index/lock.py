@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
 from clipette.errors import StoreError
+from clipette.io import take_lock as hold
 from clipette.store.layout import storage_errors
 
 LOCK = "writer.lock"
@@ -14,13 +14,11 @@ LOCK = "writer.lock"
 
 def take_lock(root: Path) -> int:
     """The descriptor of the held lock. Raises ``StoreError`` naming the process that holds it."""
-    with storage_errors(root):
-        descriptor = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with storage_errors(root):
+            descriptor = hold(root / LOCK)
     except BlockingIOError:
-        holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
-        os.close(descriptor)
+        holder = (root / LOCK).read_bytes()[:32].decode("ascii", "replace").strip()
         who = f"process {holder}" if holder.isdigit() else "another process"
         raise StoreError(
             f"{root}: {who} is writing to this index; wait for it, stop it, or send your changes to it "

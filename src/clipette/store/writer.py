@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from clipette.errors import InternalError, StoreError
-from clipette.io import digest, fsync_folder, write_atomic, write_json
+from clipette.io import digest, fsync_folder, take_lock, write_atomic, write_json
 from clipette.store.layout import (
     TABLES,
     Commit,
@@ -264,15 +263,12 @@ def _write_if_changed(path: Path, data: bytes) -> None:
 
 
 def _take_lock(root: Path, rank: int) -> int:
-    descriptor = os.open(root / "locks" / f"{rank:04d}", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return take_lock(root / "locks" / f"{rank:04d}")
     except BlockingIOError:
-        os.close(descriptor)
         raise StoreError(
             f"{root}: another process is pouring into this store (rank {rank}); wait for it, or name another folder"
         ) from None
-    return descriptor
 
 
 def _refuse_other_ranks(root: Path) -> None:

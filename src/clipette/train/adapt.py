@@ -19,6 +19,7 @@ from clipette.adapt.learners import build_learner
 from clipette.adapt.tpt import TPTSettings
 from clipette.config import dump_yaml
 from clipette.data.dataset import Dataset
+from clipette.data.prompts import find_templates
 from clipette.errors import ConfigError
 from clipette.evaluate.protocol import TrainedOn, read_trained_on
 from clipette.evaluate.run_report import write_run_report
@@ -43,6 +44,7 @@ from clipette.train.adapt_data import (
 )
 from clipette.train.adapt_measure import top1
 from clipette.train.adapt_recipe import AdaptRecipe
+from clipette.train.lock import only_one
 from clipette.train.loop import Dev, Loop
 from clipette.train.ranks import barrier, rank, world_size
 from clipette.types import Failure
@@ -81,9 +83,15 @@ def run_adapt(job: AdaptJob) -> Adapted:
     """Adapt the job's base and write ``job.out``: ``model/adapter.json`` and ``.safetensors``, recipe, summary, report.
 
     The base's weights are the same bytes before and after. Raises ``ConfigError``, ``DataError`` or ``ModelError`` at
-    the start for parts that cannot work together.
+    the start for parts that cannot work together; ``ConfigError`` where another process is at work in ``job.out``.
     """
+    with only_one(job.out):
+        return _run(job)
+
+
+def _run(job: AdaptJob) -> Adapted:
     recipe = job.recipe
+    find_templates(recipe.templates)
     if job.store is not None and not reads_store(recipe):
         raise ConfigError(
             f"{recipe.method.kind} reads no stored vectors of the training images: leave the store {job.store} out"
@@ -94,7 +102,9 @@ def run_adapt(job: AdaptJob) -> Adapted:
     identity = _identity(recipe, data, job.dev, weights)
     _refuse_another(job.out, identity)
     # What chooses its own labels has seen every image, and not those alone that it learns from.
-    seen = TrainedOn.of(data, data.class_names) if learns(recipe) else _nothing_seen(job)
+    told = recipe.labels.source == "given"
+    seen = TrainedOn.of(data, data.class_names, labelled=told) if learns(recipe) else _nothing_seen(job)
+    seen = seen.upon(job.reference)
     if recipe.labels.source == "pseudo":
         data = pseudo_labelled(job.base, frozen, data, recipe)
     job = replace(job, data=data, dev=None if job.dev is None else named_alike(job.dev, data.class_names))

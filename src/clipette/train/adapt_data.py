@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,8 @@ def chosen_data(data: Dataset, recipe: AdaptRecipe) -> Dataset:
     """
     if not data.class_names:
         raise DataError(
-            f"{data.reference}: to adapt, classes must have names: give the data classes, or name them with ?names=FILE"
+            f"{data.reference}: to adapt, classes must have names, two or more of them: one folder of images for each "
+            "class, or their names in a file, ?names=FILE"
         )
     if recipe.labels.source == "pseudo":
         return _unlabelled(data, recipe.classes)
@@ -54,7 +56,18 @@ def chosen_data(data: Dataset, recipe: AdaptRecipe) -> Dataset:
             "labels: {source: pseudo}, for unlabelled images"
         )
     data = replace(data, samples=known)
+    tell_of_shots(data, recipe.shots)
     return data if recipe.shots is None else data.few_shot(recipe.shots, recipe.seed)
+
+
+def tell_of_shots(data: Dataset, shots: int | None) -> None:
+    """Warn where classes have fewer images than are asked for."""
+    if shots is None:
+        return
+    counts = Counter(sample.label for sample in data.samples if sample.label is not None)
+    short = [name for label, name in enumerate(data.class_names) if counts[label] < shots]
+    if short:
+        log.warning("%s: %d classes have fewer than %d images (%s, ...)", data.reference, len(short), shots, short[0])
 
 
 def _unlabelled(data: Dataset, classes: Classes) -> Dataset:
@@ -129,7 +142,8 @@ def poured(
 
 def _plan(recipe: AdaptRecipe) -> PourPlan:
     count, policy = recipe.views.count, recipe.views.policy() or ViewPolicy()
-    return PourPlan(images=count == 0, views=count, captions=False, policy=policy)
+    lost = recipe.train.max_failures
+    return PourPlan(images=count == 0, views=count, captions=False, policy=policy, max_failures=lost)
 
 
 def given_store(base: TorchEncoder, path: Path, data: Dataset, recipe: AdaptRecipe) -> tuple[Store, Dataset]:

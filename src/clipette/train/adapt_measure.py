@@ -23,6 +23,8 @@ from clipette.tasks.adapt import freeze
 from clipette.train.adapt_data import base_vectors, labels_of
 
 MAX_FAILURES = 0.1
+# Tests of base-to-novel.
+HALVES = ("base", "novel")
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,12 @@ def measure_run(base: TorchEncoder, folder: Path, tests: Mapping[str, Dataset]) 
 
 
 def _label(seen: TrainedOn, name: str, test: Dataset) -> str:
-    """Transductive: a test image was seen, labelled or not; or, of base-to-novel's novel half, a class.
+    """As ``evaluate`` says it; of base-to-novel's halves transductive where a test image was seen, or a novel class.
 
-    Few shots of a class that is tested are what adaptation is: they alone make nothing transductive.
+    A few labelled shots of base classes, whose other images are tested, are what that protocol is: inductive.
     """
+    if name not in HALVES:
+        return seen.protocol(test, test.class_names)
     images, classes = seen.images_of(test), sum(seen.knows(test.class_names))
     label = "transductive" if images or (name == "novel" and classes) else "inductive"
     return (

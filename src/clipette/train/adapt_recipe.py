@@ -56,8 +56,8 @@ class AdaptRecipe(StrictModel):
 
     @model_validator(mode="after")
     def _one_place_for_training(self) -> AdaptRecipe:
-        # A run's own recipe.yaml states the defaults too.
-        if self.train != TrainSettings() and not isinstance(self.method, LOOP):
+        # A run's own recipe.yaml states the defaults too; and every method reads images, of which some may fail.
+        if self.train != TrainSettings(max_failures=self.train.max_failures) and not isinstance(self.method, LOOP):
             raise ValueError(
                 f"train is for methods that the loop trains, and {self.method.kind} is none of them: remove it "
                 "(what is fitted to stored features has method.fit)"

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from clipette.errors import ConfigError
+from clipette.train.lock import only_one
 
 # What shows that a folder is a run's: also that of one which was killed while it poured.
 MARKS = (
@@ -43,7 +44,7 @@ WRITTEN = (
 def begin_anew(out: Path) -> None:
     """Remove the run in ``out``; files that no run writes stay.
 
-    Raises ``ConfigError`` where ``out`` holds something, and no run.
+    Raises ``ConfigError`` where ``out`` holds something, and no run; or another process is at work there.
     """
     if not out.exists():
         return
@@ -52,11 +53,12 @@ def begin_anew(out: Path) -> None:
     names = sorted(path.name for path in out.iterdir())
     if names and not any((out / mark).exists() for mark in MARKS):
         raise ConfigError(f"{out} holds '{names[0]}' and no run: --no-resume removes runs alone; choose another --out")
-    for name in names:
-        path = out / name
-        if name not in WRITTEN and not name.startswith("store-"):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    with only_one(out):
+        for name in names:
+            path = out / name
+            if name not in WRITTEN and not name.startswith("store-"):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

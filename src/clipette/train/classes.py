@@ -38,10 +38,15 @@ def class_names(job: Job) -> tuple[str, ...]:
 
 
 def trained_on(job: Job) -> TrainedOn:
-    """What this run sees of images and classes, and what the run that it starts from has seen."""
+    """What this run sees of images and classes, what the run that it starts from has, and its teachers of images."""
     reads = needs_of(read_terms(job.recipe.loss)) & {"student_classes", "teacher_classes"}
-    found = TrainedOn.of(job.data, class_names(job) if reads else ())
-    return found if job.recipe.init is None else found.joined(read_trained_on(job.base / job.recipe.init))
+    labelled = "labels" in needs_of(read_terms(job.recipe.loss))
+    found = TrainedOn.of(job.data, class_names(job) if reads else (), labelled=labelled)
+    if job.recipe.init is not None:
+        found = found.joined(read_trained_on(job.base / job.recipe.init))
+    for teacher in (job.recipe.teacher, *job.recipe.also.values()):
+        found = found.upon(teacher)
+    return found
 
 
 def class_side(job: Job, student: DualEncoder) -> tuple[tuple[str, ...], Tensor, dict[str, Tensor]]:

@@ -25,6 +25,7 @@ from clipette.train.classes import class_names, class_side, class_texts, guide_c
 from clipette.train.dev import DevMeter
 from clipette.train.feeding import build_feed
 from clipette.train.job import Job, identity_of, live_teacher
+from clipette.train.lock import only_one
 from clipette.train.loop import Dev, Loop, LoopResult
 from clipette.train.ranks import barrier, rank
 from clipette.train.student import build_student, check_sizes, text_side
@@ -34,14 +35,16 @@ from clipette.version import VERSION, commit
 def run_job(job: Job) -> LoopResult:
     """Train the job's student, resuming what ``job.out`` holds, and write ``job.out/model``.
 
-    Raises ``ConfigError`` or ``ModelError`` at the start for parts that cannot work together.
+    Raises ``ConfigError`` or ``ModelError`` at the start for parts that cannot work together; ``ConfigError`` where
+    another process trains in ``job.out``.
     """
     device = default_device(job.device)
     threads = torch.get_num_threads()
     if job.recipe.train.threads is not None and device.type == "cpu":
         torch.set_num_threads(job.recipe.train.threads)
     try:
-        return _run(job, device)
+        with only_one(job.out):
+            return _run(job, device)
     finally:
         torch.set_num_threads(threads)
 
