@@ -76,10 +76,24 @@ LABELLED: Mapping[str, Mapping[str, Any]] = {
         **_CONTRAST,
     },
 }
+# Captions and classes together, tried in the rendered world: what the teacher's answers over class texts, and the labels,
+# are worth beside the captions.
+_CAPTIONS: Mapping[str, Any] = losses_for(captions=True, classes=False, labels=False)
+BOTH: Mapping[str, Mapping[str, Any]] = {
+    "captions+answers": {**_CAPTIONS, "class_text_kl": 1},
+    "captions+4 answers": {**_CAPTIONS, "class_text_kl": 4},
+    "answers+features": {"class_text_kl": 1, "image_cosine": 1},
+    "answers+pairs": {"class_text_kl": 1, "in_batch_kl": 1},
+    "answers+pairs+clip": {"class_text_kl": 1, "in_batch_kl": 1, "clip": 1},
+    "captions+labels": {**_CAPTIONS, "class_text_ce": 1},
+    "captions+labels+answers": {**_CAPTIONS, "class_text_ce": 1, "class_text_kl": 1},
+    "labels+answers": {"class_text_ce": 1, "class_text_kl": 1},
+    "only labels+contrast": {"class_text_ce": 1, **_CONTRAST},
+}
 # In the rendered world, with a small ViT: PromptKD's visual prompts and MFD's masks, and what to compare them with.
 WORLD = ("promptkd", "clip-kd-masked", "clip", "default", "clip-kd", "promptkd-stage2")
 KNOWN = ("default", *PUBLISHED)
-TRIED = ("start", *CANDIDATES, *LABELLED)
+TRIED = ("start", *CANDIDATES, *LABELLED, *BOTH)
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,8 @@ def find_method(name: str, *, captions: bool, labels: bool = True) -> Method:
     """
     if name == "default":
         return Method(name, losses_for(captions=captions, classes=not captions, labels=labels and not captions))
+    if name in BOTH:
+        return Method(name, BOTH[name])
     if name in TRIED:
         change, options = CANDIDATES.get(name, ({} if captions else LABELLED.get(name, {}), {}))
         return Method(name, _readable({**START[captions], **change}, captions=captions), **options)

@@ -46,7 +46,7 @@ from flickr8k import arm_folder
 from method_arms import Arms, Bench, Found, Scores, head_arm, once, stacked
 from method_claims import Values, claims, everything, means, tabulate, teacher_report
 from method_heads import Sizes, Teacher, method_needs, prepare, scored_images, teacher_vectors
-from method_list import BASELINES, KNOWN, PUBLISHED, TRIED, WORLD, find_method, group_of
+from method_list import BASELINES, BOTH, KNOWN, PUBLISHED, TRIED, WORLD, find_method, group_of
 from method_page import write_page
 from method_sets import TRANSDUCTIVE, Benchmark, benchmark
 from method_text import ARMS as TEXT_ARMS
@@ -318,7 +318,8 @@ def tier_one(bench: Bench, arms: Arms, given: argparse.Namespace, absent: Mappin
     found, values = real_tier(bench, arms, real, asked([*known, *peers])) if real else ([], {})
     blind = asked([name for name in (*known, *peers) if unlabelled(name)])
     open_set = transductive_tier(bench, arms, blind) if TRANSDUCTIVE in sets and blind else {}
-    world = world_tier(bench, arms, asked(WORLD)) if "world" in sets and asked(WORLD) else {}
+    drawn = asked([*WORLD, *(BOTH if wanted else ())]) if "world" in sets else []
+    world = world_tier(bench, arms, drawn) if drawn else {}
     texts = [name for name in TEXT_ARMS if not name.startswith("sentence") or "sentence_transformers" not in absent]
     text = text_tier(bench, arms, asked(texts)) if "text" in sets and asked(texts) else {}
     if arms.estimating:

@@ -17,6 +17,7 @@ from clipette.evaluate.wording import fitting_templates
 from clipette.evaluate.zero_shot import class_vectors
 from clipette.measuring import classify, evaluate
 from clipette.models.saved import load_model
+from clipette.prompting import prompts
 from clipette.resolve import resolve
 from clipette.store import open_store
 from clipette.tasks.adapt import freeze
@@ -57,6 +58,10 @@ def test_one_run_by_references(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["trained_on"]["images"] == 32
     assert summary["base"]["reference"] == lasting(base) == str(Path(base).resolve())
+    prompts(base, data, out=tmp_path / "before", templates=["single", "plain"])
+    assert "has learned what" not in caplog.text
+    prompts(str(out), data, out=tmp_path / "wordings", templates=["single", "plain"])
+    assert "has learned what 'single' says" in caplog.text
 
 
 def test_what_is_missing_or_another_verbs_is_said(tmp_path: Path) -> None:

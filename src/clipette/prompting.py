@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from clipette.evaluate.prompt_wordings import BEST, GREEDY, WEIGHTED, wordings
 from clipette.evaluate.prompts import PromptStudy, StudySettings, study_prompts
 from clipette.evaluate.prompts_page import confusions_csv, print_prompts, prompts_csv, prompts_page
 from clipette.evaluate.results import plain
+from clipette.evaluate.wording import learned_wording
 from clipette.io import write_atomic, write_json
 from clipette.resolve import resolve
+
+log = logging.getLogger(__name__)
 
 
 def prompts(
@@ -46,8 +50,15 @@ def prompts(
     told = {name: read_descriptions(path) for name, path in files.items()}
     images, others = load_data(data), None if dev is None else load_data(dev)
     wordings(templates, told, images.class_names)
+    encoder = resolve(model, device=device)
+    if (learned := learned_wording(encoder)) is not None:
+        log.warning(
+            "%s has learned what '%s' says: it is its learned wording, all others are its base's",
+            model,
+            learned,
+        )
     study = study_prompts(
-        resolve(model, device=device),
+        encoder,
         images,
         templates,
         descriptions=told,

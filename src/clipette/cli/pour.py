@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clipette.cli.options import BatchSize, Data, Device, Seed, Templates, mapping
+from clipette.cli.options import BatchSize, Data, Device, MaxFailures, Seed, Templates, mapping
 
 EXAMPLES = """\
 clipette pour runs/teacher --data wds:train.tar --out stores/teacher
@@ -31,9 +31,7 @@ def pour(
     batch_size: BatchSize = 64,
     device: Device = None,
     precision: Annotated[str, typer.Option(metavar="NAME", help="auto, fp32 or bf16.")] = "auto",
-    max_failures: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Stop when more than this share of the images cannot be read.")
-    ] = 0.1,
+    max_failures: MaxFailures = 0.1,
     seed: Seed = 0,
     text_corpus: Annotated[
         list[str] | None, typer.Option(metavar="REF", help="More texts to pour: text:lines.txt. May be repeated.")

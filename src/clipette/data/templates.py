@@ -87,6 +87,9 @@ OPENAI_80 = (
     "a tattoo of the {}.",
 )
 
+# The usual wordings of one prompt a class, the likeliest first: a model of stored texts knows one of them.
+WORDINGS = ("single", "plain", "a {}", "none", "detail", "context", "style", "domain", "task")
+
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "none": ("{}",),
     "single": ("a photo of a {}.",),

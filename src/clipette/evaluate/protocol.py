@@ -18,8 +18,8 @@ from clipette.data.dataset import Dataset
 from clipette.data.order import stable_hash
 from clipette.data.prompts import class_prompts, spoken
 from clipette.data.refs import FileImage
+from clipette.data.templates import WORDINGS
 from clipette.evaluate.results import Evaluation
-from clipette.evaluate.wording import WORDINGS
 from clipette.io import write_json
 from clipette.metrics.classification import base_count
 from clipette.types import Sample

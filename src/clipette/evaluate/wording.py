@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clipette.data.prompts import class_prompts
-from clipette.data.templates import TEMPLATES
+from clipette.data.templates import TEMPLATES, WORDINGS
 from clipette.models.inference import TorchEncoder
 from clipette.models.prompted_text import ContextTokenizer, KnownTokenizer
 from clipette.models.stored_vectors import StoredEncoder
@@ -14,8 +14,6 @@ from clipette.runtime.tokens import TableTokenizer
 from clipette.types import Encoder, Tokenizer
 
 AUTO = "auto"
-# The usual single wordings, the likeliest first.
-WORDINGS = ("single", "plain", "a {}", "none", "detail", "context", "style", "domain", "task")
 
 
 def fitting_templates(encoders: Sequence[Encoder], class_names: Sequence[str]) -> str:

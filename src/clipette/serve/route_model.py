@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from clipette.data.prompts import class_prompts, find_templates
+from clipette.data.templates import WORDINGS
 from clipette.runtime.encoder import BundleEncoder
 from clipette.runtime.tokens import TableTokenizer
 from clipette.serve import describing
@@ -32,8 +33,6 @@ from clipette.serve.threads import run_errand
 from clipette.types import Encoder, Floats
 
 AUTO = "auto"
-# The usual wordings of one prompt a class, the likeliest first: a model of stored texts knows one of them.
-WORDINGS = ("single", "plain", "a {}", "none", "detail", "context", "style", "domain", "task")
 LONGEST_TEXT = 10_000
 MOST_PROMPTS = 4096
 
