@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TypeAlias, TypeVar
@@ -16,8 +16,19 @@ from clipette.io import digest_json, write_atomic
 from clipette.models.inference import TorchEncoder
 from clipette.tasks.objective import TeacherFacts
 from common import say
-from method_heads import STUDENT, Material, Sizes, TaskOf, Teacher, method_needs, objective_of, score_head, train_head
-from method_list import find_method
+from method_heads import (
+    STUDENT,
+    Material,
+    Sizes,
+    TaskOf,
+    Teacher,
+    method_needs,
+    objective_of,
+    score_head,
+    train_head,
+    trusted,
+)
+from method_list import CAPTIONED, LABELLED_SET, UNLABELLED, find_method, kept_by
 from method_sets import TRANSDUCTIVE, Benchmark, Doubles, Round
 from peers import PEERS, task_of
 
@@ -109,17 +120,22 @@ def head_arm(
     classes = bench.names if part.captions else part.train.class_names
     peer = PEERS.get(name)
     if peer is None:
-        method = find_method(name, captions=part.captions, labels=found.name != TRANSDUCTIVE)
-        what: object = method.to_dict()
-        needs, guides, neighbours = method_needs(method), method.guides, method.neighbours
-        each, contrasts = (5 if part.captions else 1), "image_to_teacher" in method.loss
+        known = CAPTIONED if part.captions else UNLABELLED if found.name == TRANSDUCTIVE else LABELLED_SET
+        what: object = kept_by(name, known)
+        guides, each = find_method(name, known).guides, (5 if part.captions else 1)
     else:
-        what, needs, guides, neighbours, each, contrasts = name, peer.needs, (), 0, 1, True
+        what, guides, each = name, (), 1
 
     def train() -> Scores:
         material = make()
-        facts = {g: _facts(material.guides[g][0].encoder) for g in guides}
-        task: TaskOf = task_of(peer) if peer is not None else objective_of(method, facts, seed)
+        if peer is None:
+            sure = replace(known, trusted=bool(known.labels) and trusted(bench.teacher, part.train, material.store))
+            method = find_method(name, sure)
+            facts = {g: _facts(material.guides[g][0].encoder) for g in guides}
+            task: TaskOf = objective_of(method, facts, seed)
+            needs, neighbours, contrasts = method_needs(method), method.neighbours, "image_to_teacher" in method.loss
+        else:
+            task, needs, neighbours, contrasts = task_of(peer), peer.needs, 0, True
         head = train_head(
             part,
             material,
@@ -135,10 +151,10 @@ def head_arm(
         )
         return score_head(head, part, material)
 
-    kept_by = [what, vars(sizes), STUDENT, seed, part.train.fingerprint(), bench.teacher.mark, list(classes), each]
+    mark = [what, vars(sizes), STUDENT, seed, part.train.fingerprint(), bench.teacher.mark, list(classes), each]
     if guides and bench.second is not None:
-        kept_by.append(bench.second.mark)
-    return arms.get(found.name, f"{part.name}-{name}-{seed}", kept_by, train)
+        mark.append(bench.second.mark)
+    return arms.get(found.name, f"{part.name}-{name}-{seed}", mark, train)
 
 
 def _facts(encoder: TorchEncoder) -> TeacherFacts:

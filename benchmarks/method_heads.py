@@ -38,10 +38,12 @@ from clipette.tasks.pour import pour as pour_into
 from clipette.tasks.sampling import NeighbourOrder
 from clipette.tasks.task import Task
 from clipette.tasks.terms import needs_of, read_terms
+from clipette.train.budget import trusts
 from clipette.train.frozen import image_trunk_features
 from clipette.train.loop import Loop
 from clipette.train.recipe import ViewSettings
 from clipette.train.settings import OptimizerSettings, TrainSettings
+from clipette.train.worth import worth_of
 from clipette.types import Encoder, Floats, Sample
 from common import say
 from method_list import Method
@@ -162,6 +164,11 @@ def scored_images(found: Sequence[Benchmark], teacher: Teacher, cache: Path) -> 
 def teacher_vectors(teacher: Teacher, scored: Scored, cache: Path) -> Floats:
     """[m, D] the teacher's vectors of the scored images."""
     return _kept(cache, [teacher.mark, list(scored.rows)], partial(encode_all, teacher.encoder, scored.samples))
+
+
+def trusted(teacher: Teacher, train: Dataset, store: Store) -> bool:
+    """Whether our default, as ``clipette distill`` plans it, trusts this teacher's answers on this training set."""
+    return trusts(worth_of(teacher.encoder, train, store))
 
 
 def encode_all(encoder: Encoder, samples: Sequence[Sample]) -> Floats:

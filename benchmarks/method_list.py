@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from clipette.config import find_recipe, load_yaml
@@ -76,24 +76,46 @@ LABELLED: Mapping[str, Mapping[str, Any]] = {
         **_CONTRAST,
     },
 }
-# Captions and classes together, tried in the rendered world: what the teacher's answers over class texts, and the labels,
-# are worth beside the captions.
-_CAPTIONS: Mapping[str, Any] = losses_for(captions=True, classes=False, labels=False)
+# Captions and classes together, tried in the rendered world: what the teacher's answers over class texts, and the
+# labels, are worth beside the captions.
+_CAPTIONS: Mapping[str, Any] = losses_for(captions=True, classes=False, labels=0.0)
 BOTH: Mapping[str, Mapping[str, Any]] = {
     "captions+answers": {**_CAPTIONS, "class_text_kl": 1},
     "captions+4 answers": {**_CAPTIONS, "class_text_kl": 4},
     "answers+features": {"class_text_kl": 1, "image_cosine": 1},
     "answers+pairs": {"class_text_kl": 1, "in_batch_kl": 1},
     "answers+pairs+clip": {"class_text_kl": 1, "in_batch_kl": 1, "clip": 1},
+    "4 answers+pairs": {"class_text_kl": 4, "in_batch_kl": 1},
+    "4 answers+pairs+clip": {"class_text_kl": 4, "in_batch_kl": 1, "clip": 1},
+    "answers+pairs+features": {"class_text_kl": 1, "in_batch_kl": 1, "image_cosine": 1},
+    "captions+10 answers": {**_CAPTIONS, "class_text_kl": 10},
     "captions+labels": {**_CAPTIONS, "class_text_ce": 1},
     "captions+labels+answers": {**_CAPTIONS, "class_text_ce": 1, "class_text_kl": 1},
     "labels+answers": {"class_text_ce": 1, "class_text_kl": 1},
+    "labels+4 answers": {"class_text_ce": 1, "class_text_kl": 4},
+    "labels+answers+pairs": {"class_text_ce": 1, "class_text_kl": 1, "in_batch_kl": 1},
+    "labels+answers+pairs+clip": {"class_text_ce": 1, "class_text_kl": 1, "in_batch_kl": 1, "clip": 1},
+    "labels+answers+contrast": {"class_text_ce": 1, "class_text_kl": 1, **_CONTRAST},
     "only labels+contrast": {"class_text_ce": 1, **_CONTRAST},
 }
 # In the rendered world, with a small ViT: PromptKD's visual prompts and MFD's masks, and what to compare them with.
 WORLD = ("promptkd", "clip-kd-masked", "clip", "default", "clip-kd", "promptkd-stage2")
 KNOWN = ("default", *PUBLISHED)
 TRIED = ("start", *CANDIDATES, *LABELLED, *BOTH)
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What is known of a training set, as ``losses_for`` asks. ``captions``: people wrote them."""
+
+    captions: bool = False
+    classes: bool = True
+    labels: float = 1.0
+    trusted: bool = False
+
+
+CAPTIONED = DataFacts(captions=True, classes=False, labels=0.0)
+LABELLED_SET, UNLABELLED = DataFacts(), DataFacts(labels=0.0)
 
 
 @dataclass(frozen=True)
@@ -111,14 +133,14 @@ class Method:
         return {"loss": dict(self.loss), "balance": self.balance, "neighbours": self.neighbours, "guides": self.guides}
 
 
-def find_method(name: str, *, captions: bool, labels: bool = True) -> Method:
+def find_method(name: str, known: DataFacts) -> Method:
     """The method of this name for data with human captions, or with classes (whose captions are made of their names).
 
-    ``labels``: whether it is known which image is of which class. Labels are read by ``class_text_ce`` alone, which has
-    no place where there are none.
+    Our default goes by all that is ``known``; the recipes as they are published.
     """
+    captions = known.captions
     if name == "default":
-        return Method(name, losses_for(captions=captions, classes=not captions, labels=labels and not captions))
+        return Method(name, losses_for(**asdict(known)))
     if name in BOTH:
         return Method(name, BOTH[name])
     if name in TRIED:
@@ -132,6 +154,11 @@ def _readable(loss: Mapping[str, Any], *, captions: bool) -> dict[str, Any]:
     return {
         name: term for name, term in loss.items() if term is not None and not (captions and name == "class_text_ce")
     }
+
+
+def kept_by(name: str, known: DataFacts) -> list[dict[str, Any]]:
+    """What an arm is kept by: whether our default trusts a teacher is seen when it is trained, so both sums count."""
+    return [find_method(name, replace(known, trusted=trusted)).to_dict() for trusted in (False, True)]
 
 
 def group_of(name: str) -> str:

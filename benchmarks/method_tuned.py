@@ -25,7 +25,7 @@ from clipette.train.recipe import Recipe
 from clipette.train.run import run_job
 from common import PROJECT
 from method_heads import VIEWS, Scored, Teacher, encode_all
-from method_list import Method, find_method
+from method_list import CAPTIONED, LABELLED_SET, DataFacts, Method, find_method
 from method_sets import Benchmark, Doubles, Part, Round, benchmark
 
 ACROSS = {
@@ -96,9 +96,9 @@ def tuned_store(teacher: Teacher, train: Dataset, cache: Path) -> Store:
 def tuned_method(name: str) -> Method:
     """As in tier 1; some images have labels here and all have captions."""
     if name == "default":
-        return find_method(name, captions=True)
-    labelled = find_method(name, captions=False)
-    return labelled if "class_text_ce" in labelled.loss else find_method(name, captions=True)
+        return find_method(name, DataFacts(captions=True, labels=0.05))
+    labelled = find_method(name, LABELLED_SET)
+    return labelled if "class_text_ce" in labelled.loss else find_method(name, CAPTIONED)
 
 
 def tuned_recipe(tuned: Tuned, method: Method, seed: int) -> Recipe:

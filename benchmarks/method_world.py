@@ -31,8 +31,8 @@ from clipette.train.job import Job
 from clipette.train.recipe import Recipe
 from clipette.train.run import run_job
 from common import PROJECT, say
-from method_heads import Scored, Teacher, encode_all, scored_images, teacher_vectors
-from method_list import Method, find_method
+from method_heads import Scored, Teacher, encode_all, scored_images, teacher_vectors, trusted
+from method_list import DataFacts, Method, find_method
 from method_sets import STYLES, Benchmark, Doubles, Part, Round
 
 SIZES = {
@@ -45,6 +45,8 @@ SIZES = {
 }
 PROMPTS = {"count": 8, "depth": 3}
 MASKED = 0.75
+# The world's pictures have captions and labels.
+WORLD_FACTS = DataFacts(captions=True)
 
 
 RECIPE = PROJECT / "benchmarks" / "recipes" / "methods-world-vit.yaml"
@@ -152,7 +154,8 @@ def world_recipe(world: World, method: Method, seed: int) -> Recipe:
 def train_world(world: World, name: str, seed: int, folder: Path) -> dict[str, Doubles]:
     """One arm's scores, by part; ``folder`` holds the run while it lasts, and a killed one goes on."""
     part = world.bench.rounds[0]
-    recipe = world_recipe(world, find_method(name, captions=True), seed)
+    known = replace(WORLD_FACTS, trusted=trusted(world.teacher, part.train, world.store))
+    recipe = world_recipe(world, find_method(name, known), seed)
     out = folder / f"world-{name}-{seed}-{digest_json(recipe.model_dump(mode='json'))[:8]}"
     run_job(Job(recipe, part.train, out, teacher=world.teacher.encoder, store=world.store, progress=False))
     vectors = encode_all(resolve(str(out)), world.scored.samples)

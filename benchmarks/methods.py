@@ -46,13 +46,13 @@ from flickr8k import arm_folder
 from method_arms import Arms, Bench, Found, Scores, head_arm, once, stacked
 from method_claims import Values, claims, everything, means, tabulate, teacher_report
 from method_heads import Sizes, Teacher, method_needs, prepare, scored_images, teacher_vectors
-from method_list import BASELINES, BOTH, KNOWN, PUBLISHED, TRIED, WORLD, find_method, group_of
+from method_list import BASELINES, BOTH, KNOWN, PUBLISHED, TRIED, UNLABELLED, WORLD, find_method, group_of, kept_by
 from method_page import write_page
 from method_sets import TRANSDUCTIVE, Benchmark, benchmark
 from method_text import ARMS as TEXT_ARMS
 from method_text import prepare_texts, train_text
 from method_tuned import EPOCHS, Tuned, rounds_of, train_tuned, tuned_mark, tuned_method, tuned_sets, tuned_store
-from method_world import SIZES, open_world, train_world, world_mark
+from method_world import SIZES, WORLD_FACTS, open_world, train_world, world_mark
 from peers import PEERS, add_path, missing
 
 REAL = ("flickr8k", "caltech101", "pacs")
@@ -80,7 +80,7 @@ def real_tier(bench: Bench, arms: Arms, sets: Iterable[str], methods: Sequence[s
 
 def unlabelled(name: str) -> bool:
     """Whether a method reads neither labels nor captions: on classes whose images are unlabelled nothing else runs."""
-    needs = PEERS[name].needs if name in PEERS else method_needs(find_method(name, captions=False, labels=False))
+    needs = PEERS[name].needs if name in PEERS else method_needs(find_method(name, UNLABELLED))
     return not needs & {"labels", "student_text", "teacher_text"}
 
 
@@ -100,7 +100,7 @@ def world_tier(bench: Bench, arms: Arms, methods: Sequence[str]) -> dict[str, An
 
     scores: dict[str, dict[str, list[Scores]]] = {}
     for name in methods:
-        what = [find_method(name, captions=True).to_dict(), steps, SIZES, world_mark()]
+        what = [kept_by(name, WORLD_FACTS), steps, SIZES, world_mark()]
         made = [
             arms.get("world", f"world-{name}-{seed}", [*what, seed], partial(train, name, seed)) for seed in bench.seeds
         ]

@@ -25,6 +25,7 @@ GLUE = (
     "benching",
     "prompting",
     "pruning",
+    "distilling",
     "showcase",
     "indexing",
     "serving",

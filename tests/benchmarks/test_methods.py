@@ -241,13 +241,23 @@ def test_every_recipe_that_distils_is_in_a_table() -> None:
 
 @pytest.mark.parametrize("captions", [True, False])
 def test_every_method_has_a_loss(captions: bool) -> None:
+    known = lists.CAPTIONED if captions else lists.LABELLED_SET
     for name in (*lists.KNOWN, *lists.TRIED):
-        method = lists.find_method(name, captions=captions)
+        method = lists.find_method(name, known)
         assert heads.method_needs(method)
-        assert not (captions and "class_text_ce" in method.loss)
+        assert not (captions and name not in lists.BOTH and "class_text_ce" in method.loss)
     assert "default" in lists.KNOWN
-    assert "class_text_ce" in lists.find_method("default", captions=False).loss
-    assert "labels" not in heads.method_needs(lists.find_method("default", captions=False, labels=False))
+    assert "class_text_ce" in lists.find_method("default", lists.LABELLED_SET).loss
+    assert "labels" not in heads.method_needs(lists.find_method("default", lists.UNLABELLED))
+
+
+def test_an_arm_of_the_default_is_kept_by_both_of_its_sums() -> None:
+    """Whether it trusts its teacher is measured when it is trained; the recipes do not ask."""
+    errs, right = lists.kept_by("default", lists.LABELLED_SET)
+    assert "image_to_teacher" in errs["loss"]
+    assert "class_text_kl" in right["loss"]
+    one, other = lists.kept_by("clip-kd", lists.LABELLED_SET)
+    assert one == other
 
 
 def test_without_labels_only_methods_that_read_none_run() -> None:

@@ -28,21 +28,35 @@ def test_a_budget_is_read(text: str, seconds: float | None, gmacs: float | None)
     assert read.gmacs == (None if gmacs is None else pytest.approx(gmacs))
 
 
-@pytest.mark.parametrize("text", ["", "10", "ten minutes", "10m,5m", "0s", "-5m", "10m,", "3 flops", "1gmacs,2mmacs"])
+@pytest.mark.parametrize(
+    "text", ["", "10", "ten minutes", "10m,5m", "0s", "-5m", "10m,", "3 flops", "1gmacs,2mmacs", "9" * 400 + "m"]
+)
 def test_what_is_no_budget_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ConfigError, match=r"10m"):
         parse_budget(text)
 
 
 def test_losses_follow_what_the_data_has() -> None:
+    def terms(captions: bool, classes: bool, labels: float, *, trusted: bool = False) -> set[str]:
+        return set(rules.losses_for(captions=captions, classes=classes, labels=labels, trusted=trusted))
+
     captions = {"image_cosine", "in_batch_kl", "clip"}
-    assert set(rules.losses_for(captions=True, classes=False, labels=False)) == captions
-    assert set(rules.losses_for(captions=True, classes=True, labels=True)) == captions
-    labels = {"class_text_ce", "image_to_teacher"}
-    assert set(rules.losses_for(captions=False, classes=True, labels=True)) == labels
+    assert terms(True, False, 0.0) == terms(True, True, 0.0) == terms(True, True, 0.5) == captions
+    errs = {"class_text_ce", "image_to_teacher"}
+    assert terms(False, True, 1.0) == errs
+    assert terms(True, True, 1.0) == errs | {"clip"}
+    right = {"class_text_ce", "class_text_kl"}
+    assert terms(False, True, 1.0, trusted=True) == right
+    assert terms(True, True, 1.0, trusted=True) == right | {"in_batch_kl"}
     names = {"image_cosine", "class_text_kl"}
-    assert set(rules.losses_for(captions=False, classes=True, labels=False)) == names
-    assert set(rules.losses_for(captions=False, classes=False, labels=False)) == {"image_cosine"}
+    assert terms(False, True, 0.0) == terms(False, True, 0.9) == terms(False, True, 0.0, trusted=True) == names
+    assert terms(False, False, 0.0) == {"image_cosine"}
+
+
+def test_a_teacher_is_trusted_that_is_nearly_as_right_as_labels_make_it() -> None:
+    assert rules.trusts(rules.Worth(0.53, 0.60))
+    assert not rules.trusts(rules.Worth(0.56, 0.79))
+    assert not rules.trusts(None)
 
 
 def test_smaller_sides_are_multiples_below_the_teachers() -> None:
@@ -107,5 +121,7 @@ def test_time_beyond_the_most_useful_epochs_is_given_back() -> None:
 def test_small_sets_keep_four_steps_an_epoch() -> None:
     assert rules.batch_for(24) == 6
     assert rules.batch_for(100_000) == rules.BATCH
-    assert rules.batch_for(1) == 1
+    assert [rules.batch_for(images) for images in (2, 3, 9)] == [2, 2, 2]
+    with pytest.raises(ConfigError, match="two at least"):
+        rules.batch_for(1)
     assert rules.head_schedule(24).frozen

@@ -24,6 +24,9 @@ def pour(
         bool, typer.Option("--classes/--no-classes", help="Also pour the class names, by --templates.")
     ] = True,
     templates: Templates = "single",
+    recipe: Annotated[
+        str | None, typer.Option("--for", metavar="RECIPE", help="Draw the views that this recipe asks for.")
+    ] = None,
     views: Annotated[int, typer.Option(min=0, help="Augmented views an image, besides the image itself.")] = 0,
     view_policy: Annotated[
         str | None, typer.Option(metavar="YAML", help="How views are drawn: '{scale: [0.5, 1.0], flip: 0.5}'.")
@@ -47,6 +50,7 @@ def pour(
         captions=captions,
         classes=classes,
         templates=templates,
+        recipe=recipe,
         views=views,
         view_policy=mapping(view_policy, "--view-policy"),
         batch_size=batch_size,

@@ -38,6 +38,7 @@ from clipette.train.recipe import Recipe, ViewSettings
 from clipette.train.run import build_objective
 from clipette.train.step import compute_gradients
 from clipette.train.student import build_student
+from clipette.train.worth import worth_of
 from clipette.types import Encoder
 
 log = logging.getLogger(__name__)
@@ -106,13 +107,21 @@ def _plan(setting: Setting, begun: float) -> tuple[Recipe, dict[str, Any]]:
     teacher, data = setting.teacher, setting.data
     speaks = teacher.can_encode_text
     captions = speaks and all(sample.captions for sample in data.samples)
+    if speaks and not captions and (described := sum(bool(sample.captions) for sample in data.samples)):
+        log.warning(
+            "%d of %d images have captions: all must, for captions to be learned from; none are read",
+            described,
+            len(data),
+        )
     classes = speaks and bool(data.class_names)
-    labels = classes and all(sample.label is not None for sample in data.samples)
+    labels = sum(sample.label is not None for sample in data.samples) / len(data) if classes else 0.0
     loss = rules.losses_for(captions=captions, classes=classes, labels=labels)
     poured = None if setting.store is None else open_store(setting.store)
     views = _views(setting) if poured is None else poured.view_count
     draft = _recipe(setting, _any_student(setting), loss, views, rules.Schedule(1, 1, 1.0), captions=captions)
     store = _pour(setting, draft) if poured is None else poured
+    worth = worth_of(teacher, data, store) if labels == 1.0 else None
+    loss = rules.losses_for(captions=captions, classes=classes, labels=labels, trusted=rules.trusts(worth))
     job = Job(draft, _readable(data, store), setting.out, teacher=teacher, store=store, device=setting.device)
     cost = tower_gmacs(teacher.model.image_tower())
     left = None
@@ -120,6 +129,8 @@ def _plan(setting: Setting, begun: float) -> tuple[Recipe, dict[str, Any]]:
         left = setting.budget.seconds * (1 - rules.RESERVE) - (time.perf_counter() - begun)
     choice, schedule, pace = _choose(setting, job, loss, views, left, cost, captions=captions)
     recipe = _recipe(setting, choice, loss, views, schedule, captions=captions)
+    # As the user's own --set left them.
+    steps = recipe.train.steps or schedule.steps
     told = {
         "student": _named(recipe),
         "gmacs": choice.gmacs,
@@ -127,12 +138,14 @@ def _plan(setting: Setting, begun: float) -> tuple[Recipe, dict[str, Any]]:
         "inherits": choice.inherits,
         "frozen": schedule.frozen,
         "loss": list(recipe.loss),
+        # Where all is labelled: top-1 of the teacher's answers, and of labels on its own vectors.
+        "worth": None if worth is None else vars(worth),
         "views": recipe.views.count,
-        "steps": recipe.train.steps or schedule.steps,
+        "steps": steps,
         "batch": recipe.train.batch_size,
-        "epochs": round(schedule.epochs, 2),
+        "epochs": round(steps / max(1, len(data) // recipe.train.batch_size), 2),
         "seconds_a_step": pace,
-        "seconds": None if pace is None or schedule.frozen else round(schedule.steps * pace, 1),
+        "seconds": None if pace is None or schedule.frozen else round(steps * pace, 1),
     }
     return recipe, told
 
@@ -259,7 +272,7 @@ def _recipe(
     several = min((len(sample.captions) for sample in setting.data.samples), default=1) if captions else 1
     values = {
         "name": "within-budget",
-        "about": f"Planned for a budget: {_asked(setting.budget)}.",
+        "about": f"Planned by the rules of a budget: {_asked(setting.budget)}.",
         "student": _student(setting, choice, frozen=schedule.frozen),
         "loss": dict(loss),
         "views": {**_law(setting), "count": views},
@@ -282,7 +295,8 @@ def _law(setting: Setting) -> dict[str, Any]:
 
 def _asked(budget: Budget) -> str:
     parts = [] if budget.seconds is None else [f"{budget.seconds:g} s"]
-    return ", ".join([*parts, *([] if budget.gmacs is None else [f"{budget.gmacs:g} GMACs an image"])])
+    parts += [] if budget.gmacs is None else [f"{budget.gmacs:g} GMACs an image"]
+    return ", ".join(parts) or "a third of the teacher's GMACs"
 
 
 def _named(recipe: Recipe) -> str:

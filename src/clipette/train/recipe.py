@@ -35,7 +35,11 @@ class ViewSettings(StrictModel):
         """The law of the views, or none where only whole images are seen."""
         if self.count == 0 and not self.student_only:
             return None
-        return ViewPolicy(**self.model_dump(exclude={"count", "student_only"}))
+        return ViewPolicy(**self.law())
+
+    def law(self) -> dict[str, Any]:
+        """``ViewPolicy``'s fields."""
+        return self.model_dump(exclude={"count", "student_only"})
 
     @model_validator(mode="after")
     def _one_law(self) -> ViewSettings:
