@@ -1,4 +1,4 @@
-"""The verbs that train: what runs without a recipe, what a store's views do, what is said before a teacher is poured."""
+"""The verbs that train: what runs without a recipe, what a store's views do, what is said before pouring."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import typer
 from clipette.cli.options import Dev, Device, Overrides, Resume, TrainingData
 
 EXAMPLES = """\
+clipette distill --teacher runs/teacher --data wds:train.tar --out runs/student
 clipette distill recipe.yaml --store stores/teacher --data wds:train.tar --out runs/student
 clipette distill recipe.yaml --teacher runs/teacher --data wds:train.tar --out runs/student --set seed=1
 clipette distill --budget 10m --teacher runs/teacher --data wds:train.tar --out runs/student
@@ -18,7 +19,13 @@ clipette distill recipe.yaml --teacher runs/teacher --teacher-online --data fold
 
 def distill(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The run directory.")],
-    recipe: Annotated[str | None, typer.Argument(help="A YAML file, or a name from `clipette recipes`.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="A YAML file, or a name from `clipette recipes`. Without one, student, losses and schedule are chosen "
+            "by what the data has and what the teacher is worth."
+        ),
+    ] = None,
     teacher: Annotated[str | None, typer.Option(metavar="REF", help="The teacher; poured first if need be.")] = None,
     data: TrainingData = None,
     dev: Dev = None,
