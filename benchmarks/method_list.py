@@ -90,6 +90,7 @@ BOTH: Mapping[str, Mapping[str, Any]] = {
     "answers+pairs+features": {"class_text_kl": 1, "in_batch_kl": 1, "image_cosine": 1},
     "captions+10 answers": {**_CAPTIONS, "class_text_kl": 10},
     "captions+labels": {**_CAPTIONS, "class_text_ce": 1},
+    "captions+labels+contrast": {**_CAPTIONS, "class_text_ce": 1, **_CONTRAST},
     "captions+labels+answers": {**_CAPTIONS, "class_text_ce": 1, "class_text_kl": 1},
     "labels+answers": {"class_text_ce": 1, "class_text_kl": 1},
     "labels+4 answers": {"class_text_ce": 1, "class_text_kl": 4},
