@@ -20,6 +20,9 @@ RECIPES = Path(__file__).parent / "recipes"
 M = TypeVar("M", bound=pydantic.BaseModel)
 KeyPath: TypeAlias = "tuple[str | int, ...]"
 
+# Lists and keys inside one another. Recipes have some five; Python's own recursion ends near 300 of YAML's.
+DEEPEST = 50
+
 
 class StrictModel(pydantic.BaseModel):
     """Base of every recipe section: unknown keys are refused, values cannot be changed, NaN and infinity are errors."""
@@ -30,12 +33,38 @@ class StrictModel(pydantic.BaseModel):
 # ---------------------------------------------------------------- YAML as people mean it
 
 
+class _Refused(yaml.MarkedYAMLError):
+    """Right YAML that no recipe needs, and that a few bytes can make endless."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with two traps of version 1.1 removed: ``1e-3`` is a number, ``no`` and ``on`` are words."""
+    """Safe YAML with two traps of version 1.1 removed: ``1e-3`` is a number, ``no`` and ``on`` are words.
+
+    Anchors and aliases are refused: nine lines of them stand for a billion values, or for themselves.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "anchor", None) is not None:
+            mark = "*" if isinstance(event, yaml.AliasEvent) else "&"
+            problem = f"{mark}{event.anchor[:40]}: anchors and aliases are not read; write the value out"
+            raise _Refused(problem=problem, problem_mark=event.start_mark)
+        if self.depth > DEEPEST:
+            problem = f"more than {DEEPEST} lists or keys inside one another; take some of them out"
+            raise _Refused(problem=problem, problem_mark=event.start_mark)
+        self.depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what ``_Loader`` reads back: the same scalars need quotes."""
+    """Writes what ``_Loader`` reads back: the same scalars need quotes, and nothing is an alias."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
 
 
 _FLOAT = re.compile(r"[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|nan))")
@@ -59,24 +88,34 @@ _set_resolvers(_Dumper)
 def parse_yaml(text: str, where: str = "YAML") -> tuple[Any, dict[KeyPath, int]]:
     """The value of a YAML text, and the line (from 1) of each key path.
 
-    Raises ``ConfigError`` on a syntax error or a key given twice, with the line.
+    Raises ``ConfigError`` on a syntax error, a key given twice, an anchor or an alias, with the line.
     """
-    loader = _Loader(text)
+    lines: dict[KeyPath, int] = {}
     try:
-        node = loader.get_single_node()
-        lines: dict[KeyPath, int] = {}
-        _collect_lines(node, (), lines, where)
-        return (None if node is None else loader.construct_document(node)), lines
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            _collect_lines(node, (), lines, where)
+            return (None if node is None else loader.construct_document(node)), lines
+        finally:
+            loader.dispose()
+    except _Refused as error:
+        raise ConfigError(f"{where}{_line(error)}: {error.problem}") from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{where}{line}: not valid YAML: {error.problem or error}; mend that line") from None
+        raise ConfigError(f"{where}{_line(error)}: not valid YAML: {error.problem or error}; mend that line") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        sign = f"U+{error.character:04X}"
+        raise ConfigError(f"{where}:{line}: not valid YAML: the character {sign} is no text; remove it") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {error}") from None
-    except ValueError as error:  # a value tagged as what it is not, for example !!int x
-        raise ConfigError(f"{where}: not valid YAML: {error}") from None
-    finally:
-        loader.dispose()
+    except (ValueError, LookupError, AttributeError, OverflowError) as error:  # !!int x, !!bool x, "\UFFFFFFFF"
+        raise ConfigError(f"{where}: not valid YAML: a value is not what it says it is ({error}); mend it") from None
+
+
+def _line(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    return f":{mark.line + 1}" if mark else ""
 
 
 def _collect_lines(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], where: str) -> None:
@@ -155,6 +194,8 @@ def apply_override(data: dict[str, Any], override: str) -> KeyPath:
     parts = name.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {override!r}: expected key=value, for example --set train.steps=100")
+    if len(parts) > DEEPEST:
+        raise ConfigError(f"--set {name[:40]}…: {len(parts)} keys inside one another; {DEEPEST} is the most")
     value, _ = parse_yaml(text, f"--set {name}")
     path: list[str | int] = []
     here: Any = data
@@ -306,7 +347,8 @@ def _hint(model: type[pydantic.BaseModel], loc: Sequence[str | int], path: KeyPa
     if near:
         return f"did you mean {near!r}?"
     # Of a union another member may have this key at this very place.
-    elsewhere = [dotted(place) for place in _places(model) if place[-1] == key and place != path]
+    places = (dotted(place) for place in _places(model) if place[-1] == key and place != path)
+    elsewhere = list(dict.fromkeys(places))
     if elsewhere:
         return f"it belongs at {' or '.join(repr(place) for place in elsewhere[:3])}"
     return f"known keys here: {', '.join(known) or 'none'}"
