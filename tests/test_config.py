@@ -40,6 +40,8 @@ class Recipe(StrictModel):
     optimiser: Optimiser = Optimiser()
     losses: tuple[Annotated[Kl | Cosine, Field(discriminator="kind")], ...] = ()
     weights: dict[str, float] = Field(default_factory=dict)
+    size: int | tuple[Annotated[int, Field(ge=1)], int] | None = None
+    epochs: dict[int, float] = Field(default_factory=dict)
 
     @field_validator("steps")
     @classmethod
@@ -162,6 +164,25 @@ def test_shipped_recipes_hold_no_alias_and_none_is_written() -> None:
     written = yaml.dump({"a": shared, "b": shared}, Dumper=config._Dumper)
     assert parse_yaml(written)[0] == {"a": shared, "b": shared}
     assert len(config.describe_recipes()) == len(config.shipped_recipes()) > 30
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("big", "YAML:2: size: expected a whole number or a list, found the text 'big'"),
+        ("[1, x]", "YAML:2: size.1: expected a whole number, found the text 'x'"),
+        ("[0, 1]", "YAML:2: size.0: expected greater than or equal to 1, found the value 0"),
+    ],
+)
+def test_members_of_a_union_complain_in_one_line(value: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_yaml(Recipe, f"name: x\nsize: {value}")
+    assert str(caught.value) == expected
+
+
+def test_a_key_that_is_a_number_is_named_with_its_line() -> None:
+    with pytest.raises(ConfigError, match=r"^YAML:4: epochs\.6: expected a number, found the text 'x'$"):
+        load_yaml(Recipe, "name: x\nepochs:\n  0: 1\n  6: x")
 
 
 def test_every_error_has_its_own_line() -> None:

@@ -178,10 +178,10 @@ def validate(
     except TypeError as error:
         raise ConfigError(f"{where}: {error}; use only text, numbers, true/false, lists and keys") from None
     except pydantic.ValidationError as error:
-        messages = []
-        for problem in error.errors(include_url=False):
-            path = _data_path(data, problem["loc"], missing=problem["type"] == "missing")
-            messages.append(f"{_origin(path, where, lines or {}, overridden)}: {_explain(model, problem, path)}")
+        messages = [
+            f"{_origin(path, where, lines or {}, overridden)}: {_explain(model, problems, path)}"
+            for path, problems in _by_path(data, error.errors(include_url=False))
+        ]
         raise ConfigError("\n".join(dict.fromkeys(messages))) from None
 
 
@@ -294,17 +294,35 @@ def _kind(value: object) -> str:
     return "nothing" if value is None else f"the value {json.dumps(value)}"
 
 
+def _by_path(data: object, problems: Sequence[Any]) -> Iterator[tuple[KeyPath, list[Any]]]:
+    """Problems by where they are: those that stand for one mistake together.
+
+    Every member of a union complains of the same value. One that takes its type knows more than those that do not.
+    """
+    found: dict[KeyPath, list[Any]] = {}
+    for problem in problems:
+        path = _data_path(data, problem["loc"], missing=problem["type"] == "missing")
+        found.setdefault(path, []).append(problem)
+    for path, group in found.items():
+        told = [problem for problem in group if not problem["type"].endswith("_type")]
+        if told:
+            yield from ((path, [problem]) for problem in told)
+        elif not any(other != path and other[: len(path)] == path for other in found):
+            yield path, group
+
+
 def _data_path(data: object, loc: Sequence[str | int], *, missing: bool) -> KeyPath:
     """Pydantic's location without the tags of unions, which are in no file."""
     path: list[str | int] = []
     here: Any = data
     for position, part in enumerate(loc):
         last = position == len(loc) - 1
-        in_dict = isinstance(here, dict) and part in here
+        # As JSON's, every key is a text; in YAML it may be a number.
+        key = next((key for key in here if str(key) == str(part)), None) if isinstance(here, dict) else part
         in_list = isinstance(here, list) and isinstance(part, int) and part < len(here)
-        if in_dict or in_list:
+        if in_list or (isinstance(here, dict) and key is not None):
             path.append(part)
-            here = here[part]
+            here = here[key]
         elif last and missing:
             path.append(part)
     return tuple(path)
@@ -323,20 +341,34 @@ def _origin(path: KeyPath, where: str, lines: Mapping[KeyPath, int], overridden:
     return f"{where} with --set {', '.join(map(dotted, overridden))}"
 
 
-def _explain(model: type[pydantic.BaseModel], problem: Any, path: KeyPath) -> str:
-    name = dotted(path)
+def _explain(model: type[pydantic.BaseModel], problems: Sequence[Any], path: KeyPath) -> str:
+    """The problems of one value in a line: several are members of a union, none of which takes its type."""
+    name, problem = dotted(path), problems[0]
     if problem["type"] == "extra_forbidden":
         return f"unknown key {name!r}; {_hint(model, problem['loc'], path)}"
     if problem["type"] == "missing":
         return f"key {name!r} is missing; add it"
-    message = problem["msg"]
     if problem["type"] in ("value_error", "assertion_error"):
-        message = message.partition(", ")[2]
+        message = problem["msg"].partition(", ")[2]
     else:
-        message = message[0].lower() + message[1:]
-        message = message.replace("input should be", "expected").replace("a valid integer", "a whole number")
-        message += f", found {_kind(problem['input'])}"
+        told = [_words(each["msg"]) for each in problems]
+        others = [each.removeprefix("expected ") for each in told[1:]]
+        message = f"{' or '.join([told[0], *others])}, found {_kind(problem['input'])}"
     return f"{name}: {message}" if name else message
+
+
+def _words(message: str) -> str:
+    """Pydantic's sentence in the words of ``_kind``."""
+    message = message[0].lower() + message[1:]
+    for theirs, ours in (
+        ("input should be", "expected"),
+        ("a valid integer", "a whole number"),
+        ("a valid number", "a number"),
+        ("a valid array", "a list"),
+        ("an object", "keys and values"),
+    ):
+        message = message.replace(theirs, ours)
+    return message
 
 
 def _hint(model: type[pydantic.BaseModel], loc: Sequence[str | int], path: KeyPath) -> str:
