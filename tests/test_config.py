@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pydantic import Field, field_validator
 
 from clipette import config
-from clipette.config import StrictModel, apply_override, dump_yaml, find_recipe, load_yaml, parse_yaml
+from clipette.config import StrictModel, apply_override, dump_yaml, find_recipe, load_yaml
 from clipette.errors import ConfigError
+from clipette.plain_yaml import Dumper, parse_yaml
 
 
 class Optimiser(StrictModel):
@@ -161,7 +162,7 @@ def test_a_key_of_several_sections_is_named_once_each() -> None:
 
 def test_shipped_recipes_hold_no_alias_and_none_is_written() -> None:
     shared = [1, 2]
-    written = yaml.dump({"a": shared, "b": shared}, Dumper=config._Dumper)
+    written = yaml.dump({"a": shared, "b": shared}, Dumper=Dumper)
     assert parse_yaml(written)[0] == {"a": shared, "b": shared}
     assert len(config.describe_recipes()) == len(config.shipped_recipes()) > 30
 

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from tests.tasks.test_objective import batch, descend, objective
 from tests.tasks.test_terms import tensors
 
-from clipette.errors import ConfigError
 from clipette.losses import logits
 from clipette.losses.numerics import kl_rows
 from clipette.tasks.reweight import class_weights

@@ -46,7 +46,8 @@ class Lookup(Protocol):
 class ArrayLookup:
     """Arrays [n, D] with a key for each row.
 
-    Raises ``StoreError`` on another number of keys, a key twice, or a row that has no direction. All rows are read once.
+    Raises ``StoreError`` on another number of keys, a key twice, or a row that has no direction: all rows are
+    read once.
     """
 
     def __init__(self, keys: Sequence[str], vectors: npt.NDArray[Any], where: str) -> None:

@@ -9,7 +9,10 @@ from clipette.types import Sample
 
 
 def labels_of(samples: Sequence[Sample], asked: str) -> list[int]:
-    """The class of each sample. Raises ``ConfigError`` where some have none; ``asked``: the recipe's key that reads it."""
+    """The class of each sample; ``asked``: the recipe's key that reads it.
+
+    Raises ``ConfigError`` where some have none.
+    """
     bare = [sample.key for sample in samples if sample.label is None]
     if bare:
         raise ConfigError(

@@ -13,9 +13,9 @@ from clipette.data.images import DecodeSettings
 from clipette.errors import ConfigError, StoreError
 from clipette.models.core import DualEncoder
 from clipette.tasks.feed import CaptionIndex, Feed, FeedPlan, Guide, Outputs
+from clipette.tasks.labels import labels_of
 from clipette.tasks.objective import Objective
 from clipette.tasks.outputs import EncodedOutputs, StoredOutputs
-from clipette.tasks.labels import labels_of
 from clipette.tasks.sampling import BalancedOrder, NeighbourOrder, Order
 from clipette.tasks.terms import needs_of
 from clipette.train.frozen import cache_folder, image_trunk_features, text_trunk_features, trunk_is_frozen
