@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, field_validator
@@ -12,6 +14,7 @@ from pydantic import Field, field_validator
 from clipette import config
 from clipette.config import StrictModel, apply_override, dump_yaml, find_recipe, load_yaml
 from clipette.errors import ConfigError
+from clipette.plain_yaml import Dumper, parse_yaml
 
 
 class Optimiser(StrictModel):
@@ -38,6 +41,8 @@ class Recipe(StrictModel):
     optimiser: Optimiser = Optimiser()
     losses: tuple[Annotated[Kl | Cosine, Field(discriminator="kind")], ...] = ()
     weights: dict[str, float] = Field(default_factory=dict)
+    size: int | tuple[Annotated[int, Field(ge=1)], int] | None = None
+    epochs: dict[int, float] = Field(default_factory=dict)
 
     @field_validator("steps")
     @classmethod
@@ -119,6 +124,15 @@ def test_later_overrides_win_and_words_stay_words() -> None:
         ("name: x\n\tsteps: 2", ":2: not valid YAML"),
         ("- name", "expected keys and values at the top, found a list"),
         ("name: x\nsteps: !!python/object:os.system 3", ":2: not valid YAML"),
+        ("name: x\nsteps: !!bool 3", "a value is not what it says it is"),
+        ('name: "\\UFFFFFFFF"', "a value is not what it says it is"),
+        ("name: x\nfolder: &f a\n", ":2: &f: anchors and aliases are not read; write the value out"),
+        ("name: x\nfolder: *f\n", ":2: *f: anchors and aliases are not read"),
+        ("name: &a [*a]", ":1: &a: anchors and aliases are not read"),
+        ("a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghij")), ":1: &a: anchors"),
+        ("name: x\nfolder: " + "[" * 3000 + "]" * 3000, ":2: more than 50 lists or keys inside one another"),
+        ("\n".join(" " * depth + "a:" for depth in range(60)), ":51: more than 50 lists or keys inside one another"),
+        ("name: x\nfolder: \0", ":2: not valid YAML: the character U+0000 is no text; remove it"),
     ],
 )
 def test_wrong_files_are_explained(recipe_file: Callable[[str], Path], text: str, expected: str) -> None:
@@ -127,6 +141,49 @@ def test_wrong_files_are_explained(recipe_file: Callable[[str], Path], text: str
         load_yaml(Recipe, path)
     assert expected in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_a_key_of_several_sections_is_named_once_each() -> None:
+    class Plain(StrictModel):
+        lr: float = 0.1
+
+    class Tower(StrictModel):
+        part: Optimiser | Plain = Optimiser()
+
+    class Pair(StrictModel):
+        image: Tower = Tower()
+        text: Tower | Optimiser = Tower()
+
+    with pytest.raises(ConfigError) as caught:
+        load_yaml(Pair, "lr: 3")
+    places = ["image.part.lr", "text.part.lr", "text.lr"]
+    assert str(caught.value) == f"YAML:1: unknown key 'lr'; it belongs at {' or '.join(map(repr, places))}"
+
+
+def test_shipped_recipes_hold_no_alias_and_none_is_written() -> None:
+    shared = [1, 2]
+    written = yaml.dump({"a": shared, "b": shared}, Dumper=Dumper)
+    assert parse_yaml(written)[0] == {"a": shared, "b": shared}
+    assert len(config.describe_recipes()) == len(config.shipped_recipes()) > 30
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("big", "YAML:2: size: expected a whole number or a list, found the text 'big'"),
+        ("[1, x]", "YAML:2: size.1: expected a whole number, found the text 'x'"),
+        ("[0, 1]", "YAML:2: size.0: expected greater than or equal to 1, found the value 0"),
+    ],
+)
+def test_members_of_a_union_complain_in_one_line(value: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_yaml(Recipe, f"name: x\nsize: {value}")
+    assert str(caught.value) == expected
+
+
+def test_a_key_that_is_a_number_is_named_with_its_line() -> None:
+    with pytest.raises(ConfigError, match=r"^YAML:4: epochs\.6: expected a number, found the text 'x'$"):
+        load_yaml(Recipe, "name: x\nepochs:\n  0: 1\n  6: x")
 
 
 def test_every_error_has_its_own_line() -> None:
@@ -148,6 +205,8 @@ def test_every_error_has_its_own_line() -> None:
         ("name.first=3", "name is the text 'tiny', which has no keys"),
         ("losses.7.weight=3", "losses is a list of 2; '7' is no place in it"),
         ("steps=[1", "--set steps:1: not valid YAML"),
+        ("steps=&a [*a]", "--set steps:1: &a: anchors and aliases are not read"),
+        (".".join("a" * 3000) + "=1", "3000 keys inside one another; 50 is the most"),
     ],
 )
 def test_wrong_overrides_are_explained(override: str, expected: str) -> None:

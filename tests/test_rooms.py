@@ -13,7 +13,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "clipette"
 
 TORCH_FREE = (
-    *("version", "types", "errors", "io", "config", "progress", "memory"),
+    *("version", "types", "errors", "io", "plain_yaml", "config", "progress", "memory"),
     *("data", "metrics", "store", "runtime", "index", "serve"),
 )
 BELOW_TORCH_LINE = ("models", "losses", "adapt", "evaluate", "tasks", "train", "export")

@@ -4,101 +4,26 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import pydantic
 import yaml
 
 from clipette.errors import ConfigError
+from clipette.plain_yaml import DEEPEST, Dumper, KeyPath, dotted, parse_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 
 M = TypeVar("M", bound=pydantic.BaseModel)
-KeyPath: TypeAlias = "tuple[str | int, ...]"
 
 
 class StrictModel(pydantic.BaseModel):
     """Base of every recipe section: unknown keys are refused, values cannot be changed, NaN and infinity are errors."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-
-# ---------------------------------------------------------------- YAML as people mean it
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML with two traps of version 1.1 removed: ``1e-3`` is a number, ``no`` and ``on`` are words."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what ``_Loader`` reads back: the same scalars need quotes."""
-
-
-_FLOAT = re.compile(r"[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|nan))")
-_BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)")
-_DROPPED = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
-
-
-def _set_resolvers(kind: type[_Loader] | type[_Dumper]) -> None:
-    kind.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in rules if tag not in _DROPPED]
-        for first, rules in kind.yaml_implicit_resolvers.items()
-    }
-    kind.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^{_FLOAT.pattern}$"), list("-+0123456789."))
-    kind.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(f"^{_BOOL.pattern}$"), list("tTfF"))
-
-
-_set_resolvers(_Loader)
-_set_resolvers(_Dumper)
-
-
-def parse_yaml(text: str, where: str = "YAML") -> tuple[Any, dict[KeyPath, int]]:
-    """The value of a YAML text, and the line (from 1) of each key path.
-
-    Raises ``ConfigError`` on a syntax error or a key given twice, with the line.
-    """
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        lines: dict[KeyPath, int] = {}
-        _collect_lines(node, (), lines, where)
-        return (None if node is None else loader.construct_document(node)), lines
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{where}{line}: not valid YAML: {error.problem or error}; mend that line") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}") from None
-    except ValueError as error:  # a value tagged as what it is not, for example !!int x
-        raise ConfigError(f"{where}: not valid YAML: {error}") from None
-    finally:
-        loader.dispose()
-
-
-def _collect_lines(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], where: str) -> None:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = (*path, str(key.value))
-            line = key.start_mark.line + 1
-            if inner in lines and key.tag != "tag:yaml.org,2002:merge":
-                raise ConfigError(
-                    f"{where}:{line}: key {dotted(inner)!r} is given twice (first on line {lines[inner]}); keep one"
-                )
-            lines[inner] = line
-            _collect_lines(value, inner, lines, where)
-    elif isinstance(node, yaml.SequenceNode):
-        for position, value in enumerate(node.value):
-            lines[(*path, position)] = value.start_mark.line + 1
-            _collect_lines(value, (*path, position), lines, where)
-
-
-def dotted(path: KeyPath) -> str:
-    """``("a", 0, "b")`` as people write it: ``a.0.b``."""
-    return ".".join(str(part) for part in path)
 
 
 # ---------------------------------------------------------------- reading and writing
@@ -139,10 +64,10 @@ def validate(
     except TypeError as error:
         raise ConfigError(f"{where}: {error}; use only text, numbers, true/false, lists and keys") from None
     except pydantic.ValidationError as error:
-        messages = []
-        for problem in error.errors(include_url=False):
-            path = _data_path(data, problem["loc"], missing=problem["type"] == "missing")
-            messages.append(f"{_origin(path, where, lines or {}, overridden)}: {_explain(model, problem, path)}")
+        messages = [
+            f"{_origin(path, where, lines or {}, overridden)}: {_explain(model, problems, path)}"
+            for path, problems in _by_path(data, error.errors(include_url=False))
+        ]
         raise ConfigError("\n".join(dict.fromkeys(messages))) from None
 
 
@@ -155,6 +80,8 @@ def apply_override(data: dict[str, Any], override: str) -> KeyPath:
     parts = name.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {override!r}: expected key=value, for example --set train.steps=100")
+    if len(parts) > DEEPEST:
+        raise ConfigError(f"--set {name[:40]}…: {len(parts)} keys inside one another; {DEEPEST} is the most")
     value, _ = parse_yaml(text, f"--set {name}")
     path: list[str | int] = []
     here: Any = data
@@ -185,7 +112,7 @@ def apply_override(data: dict[str, Any], override: str) -> KeyPath:
 def dump_yaml(model: pydantic.BaseModel) -> str:
     """YAML that ``load_yaml`` reads back to an equal model; keys in the order of the fields."""
     data = model.model_dump(mode="json")
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -253,17 +180,35 @@ def _kind(value: object) -> str:
     return "nothing" if value is None else f"the value {json.dumps(value)}"
 
 
+def _by_path(data: object, problems: Sequence[Any]) -> Iterator[tuple[KeyPath, list[Any]]]:
+    """Problems by where they are: those that stand for one mistake together.
+
+    Every member of a union complains of the same value. One that takes its type knows more than those that do not.
+    """
+    found: dict[KeyPath, list[Any]] = {}
+    for problem in problems:
+        path = _data_path(data, problem["loc"], missing=problem["type"] == "missing")
+        found.setdefault(path, []).append(problem)
+    for path, group in found.items():
+        told = [problem for problem in group if not problem["type"].endswith("_type")]
+        if told:
+            yield from ((path, [problem]) for problem in told)
+        elif not any(other != path and other[: len(path)] == path for other in found):
+            yield path, group
+
+
 def _data_path(data: object, loc: Sequence[str | int], *, missing: bool) -> KeyPath:
     """Pydantic's location without the tags of unions, which are in no file."""
     path: list[str | int] = []
     here: Any = data
     for position, part in enumerate(loc):
         last = position == len(loc) - 1
-        in_dict = isinstance(here, dict) and part in here
+        # As JSON's, every key is a text; in YAML it may be a number.
+        key = next((key for key in here if str(key) == str(part)), None) if isinstance(here, dict) else part
         in_list = isinstance(here, list) and isinstance(part, int) and part < len(here)
-        if in_dict or in_list:
+        if in_list or (isinstance(here, dict) and key is not None):
             path.append(part)
-            here = here[part]
+            here = here[key]
         elif last and missing:
             path.append(part)
     return tuple(path)
@@ -282,20 +227,34 @@ def _origin(path: KeyPath, where: str, lines: Mapping[KeyPath, int], overridden:
     return f"{where} with --set {', '.join(map(dotted, overridden))}"
 
 
-def _explain(model: type[pydantic.BaseModel], problem: Any, path: KeyPath) -> str:
-    name = dotted(path)
+def _explain(model: type[pydantic.BaseModel], problems: Sequence[Any], path: KeyPath) -> str:
+    """The problems of one value in a line: several are members of a union, none of which takes its type."""
+    name, problem = dotted(path), problems[0]
     if problem["type"] == "extra_forbidden":
         return f"unknown key {name!r}; {_hint(model, problem['loc'], path)}"
     if problem["type"] == "missing":
         return f"key {name!r} is missing; add it"
-    message = problem["msg"]
     if problem["type"] in ("value_error", "assertion_error"):
-        message = message.partition(", ")[2]
+        message = problem["msg"].partition(", ")[2]
     else:
-        message = message[0].lower() + message[1:]
-        message = message.replace("input should be", "expected").replace("a valid integer", "a whole number")
-        message += f", found {_kind(problem['input'])}"
+        told = [_words(each["msg"]) for each in problems]
+        others = [each.removeprefix("expected ") for each in told[1:]]
+        message = f"{' or '.join([told[0], *others])}, found {_kind(problem['input'])}"
     return f"{name}: {message}" if name else message
+
+
+def _words(message: str) -> str:
+    """Pydantic's sentence in the words of ``_kind``."""
+    message = message[0].lower() + message[1:]
+    for theirs, ours in (
+        ("input should be", "expected"),
+        ("a valid integer", "a whole number"),
+        ("a valid number", "a number"),
+        ("a valid array", "a list"),
+        ("an object", "keys and values"),
+    ):
+        message = message.replace(theirs, ours)
+    return message
 
 
 def _hint(model: type[pydantic.BaseModel], loc: Sequence[str | int], path: KeyPath) -> str:
@@ -306,7 +265,8 @@ def _hint(model: type[pydantic.BaseModel], loc: Sequence[str | int], path: KeyPa
     if near:
         return f"did you mean {near!r}?"
     # Of a union another member may have this key at this very place.
-    elsewhere = [dotted(place) for place in _places(model) if place[-1] == key and place != path]
+    places = (dotted(place) for place in _places(model) if place[-1] == key and place != path)
+    elsewhere = list(dict.fromkeys(places))
     if elsewhere:
         return f"it belongs at {' or '.join(repr(place) for place in elsewhere[:3])}"
     return f"known keys here: {', '.join(known) or 'none'}"

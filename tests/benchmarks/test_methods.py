@@ -16,7 +16,7 @@ import pytest
 import torch
 from tests.train import tiny
 
-from clipette.config import load_yaml, parse_yaml, shipped_recipes
+from clipette.config import load_yaml, shipped_recipes
 from clipette.data.dataset import Dataset
 from clipette.evaluate.encoding import Settings
 from clipette.evaluate.results import Figure
@@ -26,6 +26,7 @@ from clipette.metrics.bootstrap import Bootstrap, hierarchical_difference, ratio
 from clipette.models.saved import save_model
 from clipette.models.spec import TimmImage
 from clipette.models.students import timm_image_tower
+from clipette.plain_yaml import parse_yaml
 from clipette.train.recipe import Recipe
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"

@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clipette.data.prompts import class_prompts
 from clipette.errors import ConfigError, StoreError, UnsupportedError
+from clipette.models import stored_vectors
 from clipette.models.stored import StoredEncoder, open_stored
+from clipette.models.stored_vectors import ArrayLookup, StoredFacts
 from clipette.store import Rows, StoreWriter, open_store
 from clipette.types import Sample
 
@@ -120,6 +124,51 @@ def test_duplicate_keys_different_widths_and_missing_paths_are_refused(tmp_path:
         open_stored(f"{tmp_path / 'x.npz'}?images=i&image_keys=ik&texts=t&text_keys=tk")
     with pytest.raises(ConfigError, match="no stored embeddings there"):
         open_stored("stored:./nothing/here")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (np.nan, "holds NaN, infinity or numbers too large"),
+        (np.inf, "holds NaN, infinity or numbers too large"),
+        (-np.inf, "holds NaN, infinity or numbers too large"),
+        (0, "is all zeros"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["npy", "npz", "clip_retrieval"])
+def test_a_row_without_a_direction_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, value: float, words: str
+) -> None:
+    monkeypatch.setattr(stored_vectors, "BLOCK", 12)  # two rows
+    keys, vectors = [f"k{row}" for row in range(5)], unit(5).astype(np.float16)
+    vectors[3] = value if value == 0 else vectors[3]
+    vectors[3, 2] = value
+    if kind == "npy":
+        np.save(tmp_path / "v.npy", vectors)
+        (tmp_path / "keys.txt").write_text("\n".join(keys))
+        where, options = tmp_path / "v.npy", "?keys=keys.txt"
+    elif kind == "npz":
+        np.savez(tmp_path / "x.npz", i=vectors, k=np.array(keys))
+        where, options = tmp_path / "x.npz", "?images=i&image_keys=k"
+    else:
+        for folder in ("img_emb", "metadata"):
+            (tmp_path / folder).mkdir()
+        np.save(tmp_path / "img_emb" / "img_emb_0.npy", vectors)
+        pq.write_table(pa.table({"key": keys}), tmp_path / "metadata" / "metadata_0.parquet")
+        where, options = tmp_path, ""
+    with pytest.raises(StoreError, match=rf"row 3 \('k3'\) {words}: compute that vector anew, or take") as caught:
+        open_stored(f"stored:{where}{options}")
+    assert str(where) in str(caught.value)
+
+
+def test_what_has_a_direction_is_what_becomes_a_unit_vector() -> None:
+    for length in (1e-11, 1.0, 1e15):
+        facts = StoredFacts("here", "space", 2)
+        encoder = StoredEncoder(facts, ArrayLookup(["a"], np.array([[0, length]], dtype=np.float32), "here"), None)
+        np.testing.assert_allclose(encoder.encode_samples([Sample("a")]).vectors, [[0, 1]], atol=1e-6)
+    for length, words in ((1e-14, "is all zeros"), (1e30, "too large")):
+        with pytest.raises(StoreError, match=rf"here: row 0 \('a'\) .*{words}"):
+            ArrayLookup(["a"], np.array([[0, length]], dtype=np.float32), "here")
 
 
 def test_our_store_brings_its_teachers_facts(tmp_path: Path) -> None:

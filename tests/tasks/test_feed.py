@@ -274,8 +274,14 @@ def test_a_teacher_in_memory_needs_every_image() -> None:
 
 def test_what_cannot_be_fed_is_refused_in_words() -> None:
     samples = tiny.dataset(8).samples
-    with pytest.raises(ConfigError, match="batch_size 9 exceeds the 8 training samples"):
-        Feed(samples, plan(batch_size=9))
+    for count, world, message in (
+        (8, 1, "batch_size 9 exceeds the 8 training samples: use --set train.batch_size=8, or more images"),
+        (8, 3, "the 8 training samples: use --set train.batch_size=6, or more images"),
+        (1, 1, "the 1 training sample: use --set train.batch_size=1, or more images"),
+        (1, 2, "the 1 training sample: use more images"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Feed(samples[:count], plan(batch_size=9), world=world)
     with pytest.raises(ConfigError, match="batch_size 8 cannot be shared equally by 3 processes"):
         Feed(samples, plan(), world=3)
     bare = [*samples[:7], Sample("bare", samples[7].image)]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from clipette.errors import ConfigError
+from clipette.tasks.labels import labels_of
 from clipette.tasks.sampling import BalancedOrder, NeighbourOrder, nearest
-from clipette.types import Floats
+from clipette.types import Floats, Sample
 
 LONG_TAIL = [0] * 80 + [1] * 15 + [2] * 5
 
@@ -35,9 +36,12 @@ def test_draws_differ_by_epoch_and_repeat_for_the_same() -> None:
     assert set(counts[95:]) <= {6, 7}
 
 
-def test_samples_without_a_class_are_refused() -> None:
-    with pytest.raises(ConfigError, match="number 1 has none"):
-        BalancedOrder([0, None], 0, power=1.0)
+def test_samples_without_a_class_are_refused_by_name() -> None:
+    samples = [Sample("a", label=0), Sample("b/1.jpg"), Sample("c", label=1), Sample("d")]
+    message = r"^sampling\.balance needs a class for every sample, and 2 of 4 have none \(the first: 'b/1\.jpg'\): give"
+    with pytest.raises(ConfigError, match=message):
+        labels_of(samples, "sampling.balance")
+    assert labels_of(samples[::2], "sampling.balance") == [0, 1]
 
 
 def clustered(clusters: int, each: int) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from clipette.errors import ConfigError
 from clipette.losses import contrastive, decoupled, features, gradients, logits, relations
-from clipette.tasks.terms import TERMS, Term, needs_of, read_terms
+from clipette.tasks.terms import TERMS, WHOLE, Term, needs_of, read_terms
 
 SIDES = ("image", "text")
 LEAVES = (
@@ -177,15 +178,35 @@ def test_a_loss_section_is_read_with_weights_and_options() -> None:
         ({"zzz": 1}, "unknown term 'zzz'; known terms: clip, siglip"),
         ({"in_batch_kl": {"temprature": 1}}, r"loss\.in_batch_kl: unknown option 'temprature'; it takes weight, temp"),
         ({"clip": {"temperature": 1}}, r"loss\.clip: unknown option 'temperature'; it takes weight$"),
-        ({"clip": -1}, "weight -1.0 is negative"),
+        ({"clip": -1}, r"loss\.clip\.weight: -1.0 is negative; 0 leaves the term out"),
         ({"clip": 0}, "no term has a weight above 0"),
         ({}, "no term has a weight above 0"),
-        ({"clip": {"weight": "much"}}, r"loss\.clip: weight 'much' is no number"),
-        ({"in_batch_kl": {"temperature": "hot"}}, r"loss\.in_batch_kl: temperature 'hot' is no number"),
-        ({"in_batch_kl": {"temperature": 0}}, r"loss\.in_batch_kl: temperature 0 must be above 0"),
-        ({"class_text_kl": {"top_k": 0}}, r"loss\.class_text_kl: top_k 0 must be above 0"),
+        ({"clip": {"weight": "much"}}, r"loss\.clip\.weight: 'much' is no number"),
+        ({"clip": {"weight": None}}, r"loss\.clip\.weight: None is no number"),
+        ({"clip": {"weight": math.inf}}, r"loss\.clip\.weight: expected a finite number, found inf"),
+        ({"clip": {"weight": 10**400}}, r"loss\.clip\.weight: expected a finite number"),
+        ({"in_batch_kl": {"temperature": "hot"}}, r"loss\.in_batch_kl\.temperature: 'hot' is no number"),
+        ({"in_batch_kl": {"temperature": 0}}, r"loss\.in_batch_kl\.temperature: 0 must be above 0"),
+        ({"in_batch_kl": {"temperature": None}}, r"loss\.in_batch_kl\.temperature: nothing is given; .* out for 1\.0"),
+        ({"in_batch_kl": {"temperature": math.nan}}, r"loss\.in_batch_kl\.temperature: expected a finite number"),
+        ({"in_batch_ensemble": {"confidence": -1}}, r"loss\.in_batch_ensemble\.confidence: -1 must be at least 0"),
+        ({"class_text_kl": {"top_k": 0}}, r"loss\.class_text_kl\.top_k: 0 must be above 0"),
+        ({"class_text_kl": {"top_k": 2.5}}, r"loss\.class_text_kl\.top_k: 2\.5 is no whole number"),
+        ({"image_angle": {"anchors": None}}, r"loss\.image_angle\.anchors: nothing is given"),
+        ({"image_angle": {"anchors": 0.5}}, r"loss\.image_angle\.anchors: 0\.5 is no whole number"),
+        ({"image_cosine@": 1}, r"loss\.image_cosine@: no teacher is named behind the @; write image_cosine, or"),
     ],
 )
 def test_a_wrong_loss_section_is_refused_in_words(loss: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_terms(loss)
+
+
+def test_nothing_stands_for_all_where_it_is_the_default() -> None:
+    assert read_terms({"class_text_kl": {"top_k": None}})[0].options["top_k"] is None
+    assert read_terms({"in_batch_ensemble": {"confidence": 0}})[0].options["confidence"] == 0
+
+
+def test_every_option_that_counts_is_known_to_count() -> None:
+    whole = {name for term in TERMS.values() for name, value in term.options.items() if not isinstance(value, float)}
+    assert whole == WHOLE

@@ -24,18 +24,49 @@ ADAPT = [name for name, path in shipped_recipes().items() if "\nmethod:" in path
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("key", "value"),
     [
-        "optimizer.betas=[2, 2]",
-        "optimizer.betas=[0.9, 1.0]",
-        "optimizer.eps=0",
-        "optimizer.momentum=-5",
-        "clip_norm=-1",
+        ("train.optimizer.betas", "[2, 0.9]"),
+        ("train.optimizer.betas", "[0.9, 1.0]"),
+        ("train.optimizer.eps", "0"),
+        ("train.optimizer.momentum", "-5"),
+        ("train.clip_norm", "-1"),
+        ("train.max_scale", "0"),
+        ("train.max_scale", "-1"),
+        ("train.cache_mb", "-1"),
+        ("train.sizes", "{-1: 32}"),
+        ("train.sizes", "{0: 0}"),
+        ("student.logit_scale", "0"),
+        ("student.logit_scale", "-5"),
+        ("student.logit_scale", "1e9"),
+        ("student.dim", "0"),
+        ("student.dim", "-1"),
+        ("student.image.size", "0"),
+        ("student.image.std", "[0.2, 0, 0.2]"),
+        ("student.image.head.hidden", "-4"),
+        ("student.image.head.dropout", "2"),
+        ("student.text", "{kind: small, layers: 0}"),
+        ("student.text", "{kind: small, heads: 0}"),
+        ("student.text", "{kind: small, context_length: 0}"),
+        ("student.text", "{kind: hf, path: x, context_length: 0}"),
+        ("views.count", "100000"),
+        ("seed", "9" * 40),
+        ("seed", "-1"),
+        ("loss.clip", "much"),
+        ("loss.clip", ".inf"),
     ],
 )
-def test_what_no_training_takes_is_refused_in_words(wrong: str) -> None:
-    with pytest.raises(ConfigError, match=f"train.{wrong.partition('=')[0]}"):
-        read_recipe("default", [f"train.{wrong}"], default="default")
+def test_what_no_training_takes_is_refused_in_a_line(key: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_recipe("default", [f"{key}={value}"], default="default")
+    assert str(caught.value).startswith(f"--set {key}: {key}")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_seed_of_adaptation_is_one_that_generators_take() -> None:
+    for seed in ("-1", "9" * 40):
+        with pytest.raises(ConfigError, match=r"^--set seed: seed: expected"):
+            load_yaml(AdaptRecipe, shipped_recipes()["coop"], [f"seed={seed}"])
 
 
 @pytest.mark.parametrize("name", ADAPT)

@@ -40,11 +40,16 @@ def test_rare_classes_weigh_more_only_where_asked(tmp_path: Path) -> None:
     assert found["rare"] == found["again"] != found["none"]
     digests = {identity_of(job(tmp_path / name, **given, rest={"classes": rules[name]})) for name in rules}
     assert len(digests) == 2, "a run of before there was the key goes on, one with other weights does not"
+    bare = replace(data, samples=(*data.samples[:3], replace(data.samples[3], label=None, class_name=None)))
     wrong: dict[str, dict[str, Any]] = {
         "the recipe has none that can be weighed": {"loss": {"class_text_dist": 1}},
         "both make up for rare classes": {"rest": {"classes": {"reweight": "inverse"}, "sampling": {"balance": 1}}},
-        "needs a class for every sample; number 3 has none": {
-            "data": replace(data, samples=(*data.samples[:3], replace(data.samples[3], label=None, class_name=None)))
+        f"classes.reweight needs a class for every sample, and 1 of 4 have none .the first: '{data.samples[3].key}'": {
+            "data": bare
+        },
+        f"sampling.balance needs a class for every sample, and 1 of 4 have none .the first: '{data.samples[3].key}'": {
+            "data": bare,
+            "rest": {"sampling": {"balance": 1}},
         },
     }
     for message, changed in wrong.items():

@@ -61,7 +61,7 @@ def mapping(text: str | None, option: str) -> dict[str, object] | None:
 
     Raises ``ConfigError`` where it is anything else.
     """
-    from clipette.config import parse_yaml
+    from clipette.plain_yaml import parse_yaml
 
     if text is None:
         return None

@@ -9,14 +9,16 @@ from pydantic import Field
 from clipette.config import StrictModel
 
 Train = Literal["all", "head", "none"]
+Pixels = Annotated[int, Field(ge=1)]
+Spread = Annotated[float, Field(gt=0)]
 
 
 class HeadSpec(StrictModel):
     """The map from a trunk's width to the space: ``none | linear | mlp | residual | bn_mlp``."""
 
     kind: Literal["none", "linear", "mlp", "residual", "bn_mlp"] = "linear"
-    hidden: int | None = None
-    dropout: float = 0.0
+    hidden: int | None = Field(default=None, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class PromptSpec(StrictModel):
@@ -41,9 +43,9 @@ class TimmImage(StrictModel):
     name: str
     args: dict[str, Any] = Field(default_factory=dict)
     weights: str | None = None
-    size: int | tuple[int, int] | None = None
+    size: Pixels | tuple[Pixels, Pixels] | None = None
     mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    std: tuple[Spread, Spread, Spread] | None = None
     interpolation: Literal["bicubic", "bilinear"] | None = None
     mode: Literal["crop", "squash", "pad"] = "crop"
     head: HeadSpec = HeadSpec()
@@ -68,7 +70,7 @@ class HFText(StrictModel):
     path: str
     layers: tuple[int, ...] | None = None
     pool: Literal["mean", "cls"] = "mean"
-    context_length: int = 64
+    context_length: int = Field(default=64, ge=1)
     weights: bool = True
     head: HeadSpec = HeadSpec()
     train: Train = "all"
@@ -81,12 +83,12 @@ class SmallText(StrictModel):
     """
 
     kind: Literal["small"] = "small"
-    width: int = 256
-    layers: int = 4
-    heads: int = 4
+    width: int = Field(default=256, ge=1)
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
     tokenizer: Literal["clip", "words"] = "clip"
-    vocabulary: int = 8192
-    context_length: int = 32
+    vocabulary: int = Field(default=8192, ge=1)
+    context_length: int = Field(default=32, ge=1)
     head: HeadSpec = HeadSpec()
     train: Train = "all"
 
@@ -121,9 +123,10 @@ class ModelSpec(StrictModel):
     ``space: teacher`` is an image-only student that lives among the teacher's stored class texts.
     """
 
-    dim: int | None = None
+    dim: int | None = Field(default=None, ge=1)
     space: Literal["own", "teacher"] = "own"
     image: ImageSpec
     text: TextSpec | None = None
     logits: Literal["clip", "siglip"] = "clip"
-    logit_scale: float | None = None
+    # CLIP ends near 100, SigLIP near 120. Far above, float32 holds the best match of a row and nothing else.
+    logit_scale: float | None = Field(default=None, gt=0, le=1e4)

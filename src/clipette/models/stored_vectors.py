@@ -19,6 +19,12 @@ from clipette.types import Encoded, Failure, Floats, ImageInput, Ints, Sample
 
 CLIP_SCALE = 100.0
 
+# Below this length a vector counts as zero.
+SHORTEST = 1e-12
+
+# Numbers looked at together: 64 MB as float32.
+BLOCK = 2**24
+
 
 class Lookup(Protocol):
     """Vectors by key: a store's table, or arrays in memory."""
@@ -38,7 +44,11 @@ class Lookup(Protocol):
 
 
 class ArrayLookup:
-    """Arrays [n, D] with a key for each row. Raises ``StoreError`` on another number of keys, or a key twice."""
+    """Arrays [n, D] with a key for each row.
+
+    Raises ``StoreError`` on another number of keys, a key twice, or a row that has no direction: all rows are
+    read once.
+    """
 
     def __init__(self, keys: Sequence[str], vectors: npt.NDArray[Any], where: str) -> None:
         if vectors.ndim != 2 or vectors.dtype.kind != "f":
@@ -51,6 +61,12 @@ class ArrayLookup:
         if len(self._rows) != len(self._keys):
             twice = next(key for row, key in enumerate(self._keys) if self._rows[key] != row)
             raise StoreError(f"{where}: the key {twice!r} is there twice; every row needs a key of its own")
+        row, found = _without_direction(vectors)
+        if found:
+            raise StoreError(
+                f"{where}: row {row} ({self._keys[row]!r}) {found}: compute that vector anew, or take its row and its "
+                "key out"
+            )
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -64,6 +80,20 @@ class ArrayLookup:
     def vectors(self, rows: Ints) -> Floats:
         """[n, D] float32."""
         return np.asarray(self._vectors[rows], dtype=np.float32)
+
+
+def _without_direction(vectors: npt.NDArray[Any]) -> tuple[int, str]:
+    """The first row that no length makes a unit vector, and what it holds; words are empty where there is none."""
+    height = max(1, BLOCK // max(1, vectors.shape[1]))
+    for start in range(0, len(vectors), height):
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms = np.linalg.norm(np.asarray(vectors[start : start + height], dtype=np.float32), axis=1)
+        wrong = np.flatnonzero(~((norms >= SHORTEST) & (norms < np.inf)))
+        if len(wrong):
+            row = int(wrong[0])
+            short = norms[row] < SHORTEST
+            return start + row, "is all zeros" if short else "holds NaN, infinity or numbers too large"
+    return -1, ""
 
 
 @dataclass(frozen=True)
@@ -213,5 +243,5 @@ def _first_rows(images: Lookup | None) -> range:
 
 def _unit(vectors: Floats) -> Floats:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    out: Floats = vectors / np.maximum(norms, 1e-12)
+    out: Floats = vectors / np.maximum(norms, SHORTEST)
     return out

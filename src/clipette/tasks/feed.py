@@ -174,7 +174,7 @@ class Feed:
             if bare is not None:
                 raise ConfigError(f"sample '{bare.key}' has no caption, which the losses read: use image-only losses")
         if plan.batch_size > len(samples):
-            raise ConfigError(f"batch_size {plan.batch_size} exceeds the {len(samples)} training samples")
+            raise ConfigError(_too_few(plan.batch_size, len(samples), world))
         if plan.batch_size % world:
             raise ConfigError(f"batch_size {plan.batch_size} cannot be shared equally by {world} processes")
         self.samples = samples
@@ -334,3 +334,9 @@ class Feed:
     def close(self) -> None:
         """Stop the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _too_few(batch_size: int, samples: int, world: int) -> str:
+    most = samples // world * world
+    hint = f"use --set train.batch_size={most}, or more images" if most else "use more images"
+    return f"batch_size {batch_size} exceeds the {samples} training sample{'s' if samples != 1 else ''}: {hint}"

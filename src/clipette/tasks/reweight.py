@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 
-from clipette.errors import ConfigError
 from clipette.types import Floats
 
 Reweight = Literal["none", "inverse", "effective"]
@@ -16,18 +15,15 @@ Reweight = Literal["none", "inverse", "effective"]
 BETA = 0.999
 
 
-def class_weights(labels: Sequence[int | None], rule: Reweight) -> Floats:
+def class_weights(labels: Sequence[int], rule: Reweight) -> Floats:
     """Weight [C] of an image of each class, of mean 1 over these images; 0 for a class without images.
 
     ``inverse``: w_c ∝ 1 / n_c. ``effective``: w_c ∝ (1 - β) / (1 - β^n_c), β = 0.999: the inverse of the effective
     number of images (Cui et al., CVPR 2019, arXiv:1901.05555, equations 2 and 4), which grows ever slower than n_c.
     Deviation: the paper scales the weights to a sum of C over the classes; here their mean over the images is 1, so
-    that the loss keeps its size. Raises ``ConfigError`` where an image has no class.
+    that the loss keeps its size.
     """
-    bare = next((row for row, label in enumerate(labels) if label is None), None)
-    if bare is not None:
-        raise ConfigError(f"classes.reweight needs a class for every sample; number {bare} has none: remove it")
-    counts = np.bincount([label or 0 for label in labels]).astype(np.float64)
+    counts = np.bincount(labels).astype(np.float64)
     weights = np.zeros_like(counts)
     there = counts > 0
     if rule == "inverse":

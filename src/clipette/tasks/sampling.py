@@ -19,15 +19,11 @@ class BalancedOrder:
 
     ``power`` 0 is the data's own distribution, 1 gives each class the same share, 0.5 lies between (Mahajan et al.,
     ECCV 2018, use the square root). Systematic resampling: a sample that is expected k times an epoch is drawn ⌊k⌋ or
-    ⌈k⌉ times. Raises ``ConfigError`` where a sample has no class.
+    ⌈k⌉ times.
     """
 
-    def __init__(self, labels: Sequence[int | None], seed: int, *, power: float) -> None:
-        bare = next((row for row, label in enumerate(labels) if label is None), None)
-        if bare is not None:
-            raise ConfigError(f"sampling.balance needs a class for every sample; number {bare} has none: remove it")
-        values = np.array([int(label or 0) for label in labels], dtype=np.int64)
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    def __init__(self, labels: Sequence[int], seed: int, *, power: float) -> None:
+        _, inverse, counts = np.unique(np.array(labels), return_inverse=True, return_counts=True)
         weights = counts[inverse].astype(np.float64) ** -power
         self._ends = np.cumsum(weights / weights.sum())
         self._seed = seed

@@ -6,6 +6,7 @@ A recipe's ``loss`` is a weighted sum of these. Adding a term is one function he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -23,6 +24,9 @@ Options: TypeAlias = Mapping[str, Any]
 PAIRS = frozenset({"student_image", "student_text", "teacher_image", "teacher_text"})
 CLASSES = frozenset({"student_image", "teacher_image", "student_classes", "teacher_classes"})
 BOTH = frozenset({"image", "text"})
+
+# Options that count things.
+WHOLE = frozenset({"anchors", "top_k"})
 
 
 @dataclass(frozen=True)
@@ -315,31 +319,30 @@ class WeightedTerm:
 def read_terms(loss: Mapping[str, float | Mapping[str, Any]]) -> tuple[WeightedTerm, ...]:
     """A recipe's ``loss`` section: ``{clip: 1, in_batch_kl: {weight: 1, temperature: 2}}``.
 
-    Raises ``ConfigError`` on an unknown term or option, an empty sum, or a weight that is not positive.
+    Raises ``ConfigError`` on an unknown term or option, a value that the term cannot take, or an empty sum.
     """
     from difflib import get_close_matches
 
     out = []
     for name, value in loss.items():
-        base = name.partition("@")[0]
+        base, at, guide = name.partition("@")
         if base not in TERMS:
             near = get_close_matches(base, TERMS, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"known terms: {', '.join(TERMS)}"
             raise ConfigError(f"loss: unknown term '{base}'; {hint}")
+        if at and not guide:
+            raise ConfigError(f"loss.{name}: no teacher is named behind the @; write {base}, or {base}@NAME as in also")
         options = dict(value) if isinstance(value, Mapping) else {"weight": value}
-        weight = _number(name, "weight", options.pop("weight", 1.0))
+        weight = _number(f"loss.{name}.weight", options.pop("weight", 1.0))
         known = TERMS[base].options
-        for option in options:
+        for option, given in options.items():
             if option not in known:
                 raise ConfigError(
                     f"loss.{name}: unknown option '{option}'; it takes weight" + "".join(f", {each}" for each in known)
                 )
-            given = options[option]
-            # An option whose default is 0 may be 0; temperatures, scales and counts may not.
-            if given is not None and _number(name, option, given) <= 0 and (given < 0 or known[option] != 0):
-                raise ConfigError(f"loss.{name}: {option} {given} must be above 0")
+            _check_option(f"loss.{name}.{option}", given, known[option], whole=option in WHOLE)
         if weight < 0:
-            raise ConfigError(f"loss.{name}: weight {weight} is negative")
+            raise ConfigError(f"loss.{name}.weight: {weight} is negative; 0 leaves the term out")
         if weight > 0:
             out.append(WeightedTerm(name, weight, {**known, **options}))
     if not out:
@@ -347,10 +350,30 @@ def read_terms(loss: Mapping[str, float | Mapping[str, Any]]) -> tuple[WeightedT
     return tuple(out)
 
 
-def _number(term: str, option: str, value: object) -> float:
+def _check_option(key: str, value: object, default: object, *, whole: bool) -> None:
+    """Raises ``ConfigError`` where the option ``key`` cannot be ``value``."""
+    if value is None:
+        if default is not None:
+            raise ConfigError(f"{key}: nothing is given; write a number, or leave it out for {default}")
+        return
+    number = _number(key, value)
+    if whole and not isinstance(value, int):
+        raise ConfigError(f"{key}: {value} is no whole number")
+    # An option whose default is 0 may be 0; temperatures, scales and counts may not.
+    if number < 0 or (number == 0 and default != 0):
+        raise ConfigError(f"{key}: {value} must be {'at least' if default == 0 else 'above'} 0")
+
+
+def _number(key: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"loss.{term}: {option} {value!r} is no number")
-    return float(value)
+        raise ConfigError(f"{key}: {value!r} is no number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ConfigError(f"{key}: expected a finite number, found {number}")
+    return number
 
 
 def needs_of(terms: tuple[WeightedTerm, ...], guide: str = "") -> frozenset[str]:

@@ -10,7 +10,7 @@ from clipette.adapt.settings import LOOP, ON_FEATURES, MethodSettings, WiseFT
 from clipette.config import StrictModel
 from clipette.data.dataset import Classes
 from clipette.train.recipe import ViewSettings
-from clipette.train.settings import TrainSettings
+from clipette.train.settings import Seed, TrainSettings
 
 
 class LabelSettings(StrictModel):
@@ -44,7 +44,7 @@ class AdaptRecipe(StrictModel):
     labels: LabelSettings = LabelSettings()
     views: ViewSettings = ViewSettings()
     templates: str = "single"
-    seed: int = 0
+    seed: Seed = 0
     train: TrainSettings = TrainSettings()
 
     @property

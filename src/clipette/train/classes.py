@@ -12,6 +12,7 @@ from clipette.evaluate.protocol import TrainedOn, read_trained_on
 from clipette.evaluate.zero_shot import class_vectors
 from clipette.models.core import DualEncoder
 from clipette.models.stored import StoredEncoder
+from clipette.tasks.labels import labels_of
 from clipette.tasks.reweight import class_weights
 from clipette.tasks.terms import WeightedTerm, needs_of, read_terms
 from clipette.train.job import Job
@@ -83,7 +84,7 @@ def weights_of_classes(job: Job, terms: tuple[WeightedTerm, ...]) -> Tensor | No
         )
     if job.recipe.sampling.balance:
         raise ConfigError("classes.reweight and sampling.balance both make up for rare classes: choose one")
-    return torch.from_numpy(class_weights([sample.label for sample in job.data.samples], rule))
+    return torch.from_numpy(class_weights(labels_of(job.data.samples, "classes.reweight"), rule))
 
 
 def _vectors(job: Job, teacher: Encoder, names: tuple[str, ...]) -> Tensor:

@@ -13,6 +13,7 @@ from clipette.data.images import DecodeSettings
 from clipette.errors import ConfigError, StoreError
 from clipette.models.core import DualEncoder
 from clipette.tasks.feed import CaptionIndex, Feed, FeedPlan, Guide, Outputs
+from clipette.tasks.labels import labels_of
 from clipette.tasks.objective import Objective
 from clipette.tasks.outputs import EncodedOutputs, StoredOutputs
 from clipette.tasks.sampling import BalancedOrder, NeighbourOrder, Order
@@ -138,7 +139,8 @@ def _order(job: Job, outputs: Outputs | None) -> Order | None:
     """The order of the recipe's ``sampling``; None for every sample once."""
     sampling, samples = job.recipe.sampling, job.data.samples
     if sampling.balance:
-        return BalancedOrder([sample.label for sample in samples], job.recipe.seed, power=sampling.balance)
+        labels = labels_of(samples, "sampling.balance")
+        return BalancedOrder(labels, job.recipe.seed, power=sampling.balance)
     if not sampling.neighbours:
         return None
     if outputs is None:

@@ -12,7 +12,7 @@ from clipette.data.views import ViewPolicy
 from clipette.models.spec import ModelSpec
 from clipette.tasks.balance import Balance
 from clipette.tasks.reweight import Reweight
-from clipette.train.settings import TrainSettings
+from clipette.train.settings import Seed, TrainSettings
 
 
 class ViewSettings(StrictModel):
@@ -22,7 +22,8 @@ class ViewSettings(StrictModel):
     stored vectors; the views should be mild. The other fields are ``data.views.ViewPolicy``'s.
     """
 
-    count: int = Field(default=4, ge=0)
+    # Each is a forward run of the teacher for every image, and a row of its store.
+    count: int = Field(default=4, ge=0, le=1000)
     student_only: bool = False
     scale: tuple[float, float] = (0.5, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -152,7 +153,7 @@ class Recipe(StrictModel):
     trunk_views: int = Field(default=1, ge=1)
     scaled_decode: bool = False
     figure: str | None = None
-    seed: int = 0
+    seed: Seed = 0
     train: TrainSettings = TrainSettings()
 
     @model_validator(mode="after")

@@ -9,6 +9,11 @@ from pydantic import Field, model_validator
 from clipette.config import StrictModel
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Epoch = Annotated[int, Field(ge=0)]
+Pixels = Annotated[int, Field(ge=1)]
+
+# PyTorch's generators take 64 bits, and some parts of a run draw from a seed just above the run's own.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class OptimizerSettings(StrictModel):
@@ -58,14 +63,14 @@ class TrainSettings(StrictModel):
     gaussian: GaussianAverage | None = None
     freeze_norms: bool = False
     channels_last: bool = True
-    sizes: dict[int, int] = Field(default_factory=dict)
+    sizes: dict[Epoch, Pixels] = Field(default_factory=dict)
     evaluate_every: int = Field(default=0, ge=0)
     save_every: int = Field(default=0, ge=0)
     keep: Literal["last", "best"] = "last"
-    max_scale: float = 100.0
+    max_scale: float = Field(default=100.0, gt=0)
     threads: int | None = Field(default=None, ge=1)
     loader_threads: int = Field(default=2, ge=0)
-    cache_mb: int = 3000
+    cache_mb: int = Field(default=3000, ge=0)
     max_failures: float = Field(default=0.1, ge=0, le=1)
 
     @model_validator(mode="after")
