@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tests.train.steps import make_feed, make_task
 from torch import nn
 
+from clipette.errors import ConfigError
 from clipette.train.loop import set_mode
 from clipette.train.step import compute_gradients
 
@@ -60,6 +61,20 @@ def test_dropout_is_the_same_in_both_encodings_of_a_micro_batch() -> None:
     for name, parameter in task.parts.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(cached[name], parameter.grad, atol=2e-6, rtol=1e-4)
+
+
+def test_a_batch_norm_with_one_value_is_told_as_a_key_of_the_recipe() -> None:
+    task = make_task()
+    feed = make_feed(task)
+    batch = feed.batch(0)
+    feed.close()
+    head = task.parts.get_submodule("student.image.head")
+    task.parts.get_submodule("student.image").head = nn.Sequential(head, nn.BatchNorm1d(head.weight.shape[0]))
+    set_mode(task.parts, freeze_norms=False)
+    with pytest.raises(ConfigError, match=r"train\.batch_size to 2 or more .* train\.micro_batches"):
+        compute_gradients(task, batch, micro_batches=batch.size, seed=0)
+    set_mode(task.parts, freeze_norms=True)
+    compute_gradients(task, batch, micro_batches=batch.size, seed=0)
 
 
 def test_batch_norm_statistics_are_recorded_once() -> None:

@@ -41,7 +41,10 @@ from clipette.types import Tokenizer
 
 SIGLIP_SCALE, SIGLIP_BIAS = math.log(10.0), -10.0
 CLIP_SCALE = math.log(1 / 0.07)
-NO_TEACHER_TEXT = "text: {kind: teacher} needs a teacher with a text tower; this one has none or is only stored"
+NO_TEACHER_TEXT = (
+    "text: {kind: teacher} needs a teacher with a text tower; this one has none or is only stored. A student of images "
+    "alone does without: --set student.text=null"
+)
 
 
 def build_model(

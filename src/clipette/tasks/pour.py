@@ -186,7 +186,10 @@ class _Request:
         if samples and not encoder.can_encode_images:
             raise UnsupportedError(f"{encoder.name} has no image tower: pour texts only (images and views off)")
         if every and not encoder.can_encode_text:
-            raise UnsupportedError(f"{encoder.name} has no text tower: pour images only (captions and templates off)")
+            raise UnsupportedError(
+                f"{encoder.name} has no text tower, and texts are asked of it: `clipette pour` with "
+                "--no-captions --no-classes, or train with losses over images alone (the recipe unlabelled, or none)"
+            )
         left_out = [failure for each in sets for failure in each.failures]
         info = {
             "name": encoder.name,

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from clipette.errors import ConfigError
 from clipette.tasks.batch import Batch
 from clipette.tasks.task import StepOutput, Task
 from clipette.train.ranks import gather_rows, rank, world_size
@@ -25,6 +26,21 @@ from clipette.train.ranks import gather_rows, rank, world_size
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+@contextmanager
+def _one_value_told() -> Iterator[None]:
+    """What PyTorch says of a batch norm with one value, as a key of the recipe; no model need know of batches."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            "batch normalisation has one value to normalise: set train.batch_size to 2 or more for each of "
+            "train.micro_batches, or train.freeze_norms=true"
+        ) from None
+
+
+@_one_value_told()
 def compute_gradients(
     task: Task, batch: Batch, *, micro_batches: int, precision: str = "fp32", seed: int = 0
 ) -> StepOutput:
