@@ -100,7 +100,11 @@ BOTH: Mapping[str, Mapping[str, Any]] = {
     "only labels+contrast": {"class_text_ce": 1, **_CONTRAST},
 }
 # In the rendered world, with a small ViT: PromptKD's visual prompts and MFD's masks, and what to compare them with.
-WORLD = ("promptkd", "clip-kd-masked", "clip", "default", "clip-kd", "promptkd-stage2")
+WORLD = (
+    *("promptkd", "clip-kd-masked", "clip", "default", "clip-kd", "promptkd-stage2"),
+    # What reads the world's labels as the default does, and what else reads class texts or contrasts.
+    *("ood", "contrastive", "dkd", "dist"),
+)
 KNOWN = ("default", *PUBLISHED)
 TRIED = ("start", *CANDIDATES, *LABELLED, *BOTH)
 
@@ -146,15 +150,14 @@ def find_method(name: str, known: DataFacts) -> Method:
         return Method(name, BOTH[name])
     if name in TRIED:
         change, options = CANDIDATES.get(name, ({} if captions else LABELLED.get(name, {}), {}))
-        return Method(name, _readable({**START[captions], **change}, captions=captions), **options)
-    loss = _readable(load_yaml(Recipe, find_recipe(name)).loss, captions=captions)
+        return Method(name, _readable({**START[captions], **change}, labels=bool(known.labels)), **options)
+    loss = _readable(load_yaml(Recipe, find_recipe(name)).loss, labels=bool(known.labels))
     return Method(name, loss, guides=("second",) if name == "mobileclip" else ())
 
 
-def _readable(loss: Mapping[str, Any], *, captions: bool) -> dict[str, Any]:
-    return {
-        name: term for name, term in loss.items() if term is not None and not (captions and name == "class_text_ce")
-    }
+def _readable(loss: Mapping[str, Any], *, labels: bool) -> dict[str, Any]:
+    """The loss without terms that a candidate took away, and without the one that reads labels where none are known."""
+    return {name: term for name, term in loss.items() if term is not None and (labels or name != "class_text_ce")}
 
 
 def kept_by(name: str, known: DataFacts) -> list[dict[str, Any]]:

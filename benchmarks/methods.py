@@ -46,7 +46,19 @@ from flickr8k import arm_folder
 from method_arms import Arms, Bench, Found, Scores, head_arm, once, stacked
 from method_claims import Values, claims, everything, means, tabulate, teacher_report
 from method_heads import Sizes, Teacher, method_needs, prepare, scored_images, teacher_vectors
-from method_list import BASELINES, BOTH, KNOWN, PUBLISHED, TRIED, UNLABELLED, WORLD, find_method, group_of, kept_by
+from method_list import (
+    BASELINES,
+    BOTH,
+    KNOWN,
+    LABELLED_SET,
+    PUBLISHED,
+    TRIED,
+    UNLABELLED,
+    WORLD,
+    find_method,
+    group_of,
+    kept_by,
+)
 from method_page import write_page
 from method_sets import TRANSDUCTIVE, Benchmark, benchmark
 from method_text import ARMS as TEXT_ARMS
@@ -80,7 +92,9 @@ def real_tier(bench: Bench, arms: Arms, sets: Iterable[str], methods: Sequence[s
 
 def unlabelled(name: str) -> bool:
     """Whether a method reads neither labels nor captions: on classes whose images are unlabelled nothing else runs."""
-    needs = PEERS[name].needs if name in PEERS else method_needs(find_method(name, UNLABELLED))
+    # A recipe is asked as it is published; our default goes by what is known.
+    known = UNLABELLED if name == "default" else LABELLED_SET
+    needs = PEERS[name].needs if name in PEERS else method_needs(find_method(name, known))
     return not needs & {"labels", "student_text", "teacher_text"}
 
 
