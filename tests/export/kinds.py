@@ -95,6 +95,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
         "image": {"name": "vit_tiny_patch16_224", "args": VIT, "prompts": {"count": 2, "depth": 2}},
     },
     "student, projector with batch norm": {"image": {"head": {"kind": "bn_mlp"}}},
+    "student, projector of three layers": {"image": {"head": {"kind": "bn_mlp", "layers": 3}}},
     "student, clip's tokens": {"text": {"tokenizer": "clip", "context_length": 14, "head": {"kind": "mlp"}}},
 }
 KINDS: dict[str, Callable[[Path], DualEncoder]] = {

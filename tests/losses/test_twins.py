@@ -1,4 +1,4 @@
-"""Every loss against its slow twin: value, gradient, teacher untouched, half precision, size."""
+"""Every loss against its slow twin: value, gradient, teacher untouched, half precision, extremes."""
 
 from __future__ import annotations
 
@@ -80,55 +80,6 @@ def test_half_precision_inputs_are_computed_in_float32(case: Case) -> None:
     assert loss.dtype == exact.dtype
     assert loss.dtype in (torch.float32, torch.float64)  # float64 only where a case's own numbers are
     assert loss.item() == pytest.approx(exact.item(), rel=1e-6, abs=1e-7)
-
-
-LOGITS_ALONE = ("dkd", "dist", "standardized_kl")
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.name not in LOGITS_ALONE], ids=str)
-def test_width_does_not_matter(case: Case) -> None:
-    """Zeros appended to every vector change no product and no distance, so no loss."""
-    wider = {
-        name: torch.cat([tensor, torch.zeros(len(tensor), 9, dtype=tensor.dtype)], dim=-1)
-        for name, tensor in {**case.student, **case.teacher}.items()
-    }
-    assert case.ours(**wider).item() == pytest.approx(case.ours().item(), rel=1e-9, abs=1e-12)
-
-
-PER_SAMPLE = ("cosine", "mse", "class_text_ce", "class_text_kl", "class_text_bce", "class_text_dkd",
-              "class_text_dist", "class_text_standardized_kl", "dkd", "dist", "standardized_kl")  # fmt: skip
-PER_IMAGE = ("image", "student", "teacher", "student_image", "teacher_image")
-
-
-def one_image_of_dist(case: Case) -> bool:
-    """One image has no correlation over images; two of it have."""
-    return "dist" in case.name and case.label.startswith("B1-")
-
-
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case.name in PER_SAMPLE and not one_image_of_dist(case)], ids=str
-)
-def test_a_batch_seen_twice_costs_the_same(case: Case) -> None:
-    tensors = {**case.student, **case.teacher}
-    twice = {name: tensor.repeat(2, 1) for name, tensor in tensors.items() if name in PER_IMAGE}
-    twice |= {name: case.options[name].repeat(2) for name in ("labels", "sample_weight") if name in case.options}
-    assert case.ours(**twice).item() == pytest.approx(case.ours().item(), rel=1e-6, abs=1e-9)
-
-
-ALL_CLASSES = [case for case in CASES if case.name == "class_text_kl" and "top_k" not in case.options]
-
-
-@pytest.mark.parametrize("case", ALL_CLASSES, ids=str)
-def test_each_class_named_twice_costs_the_same(case: Case) -> None:
-    tensors = {**case.student, **case.teacher}
-    twice = {name: tensor.repeat(2, 1) for name, tensor in tensors.items() if name.endswith("classes")}
-    assert case.ours(**twice).item() == pytest.approx(case.ours().item(), rel=1e-9, abs=1e-12)
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.name == "in_batch_kl"], ids=str)
-def test_in_batch_kl_keeps_its_size_with_the_batch(case: Case) -> None:
-    twice = {name: tensor.repeat(2, 1) for name, tensor in {**case.student, **case.teacher}.items()}
-    assert case.ours(**twice).item() == pytest.approx(case.ours().item(), rel=1e-9, abs=1e-12)
 
 
 ZERO_WHEN_EQUAL = ("cosine", "mse", "rkd_distance", "rkd_angle", "gram", "intra_modal_kl", "in_batch_kl", "dkd",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import timm
@@ -50,6 +50,34 @@ def test_heads_follow_the_trunks_channels(kind: str) -> None:
     if kind == "residual":
         assert torch.equal(small["text.head.first.weight"], large["text.head.first.weight"][:, :16])
         assert torch.equal(small["text.head.second.weight"], large["text.head.second.weight"])
+
+
+@pytest.mark.parametrize("by", ["leading", "norm"])
+def test_a_projector_of_three_layers_is_cut_layer_by_layer(by: Literal["leading", "norm"]) -> None:
+    def built(width: int, hidden: int, seed: int) -> DualEncoder:
+        args = {"embed_dim": width, "depth": 1, "num_heads": width // 8, "patch_size": 8}
+        head = {"kind": "bn_mlp", "layers": 3, "hidden": hidden}
+        image = {"kind": "timm", "name": "vit_tiny_patch16_224", "size": 32, "args": args, "head": head}
+        return model(width, seed=seed, image=image)
+
+    teacher, student = built(32, 24, 1), built(16, 10, 2)
+    large = teacher.image_tower().state_dict()
+    # By norm, other units of the second hidden layer than of the first.
+    for name, loud in (("head.0.weight", range(0, 20, 2)), ("head.3.0.weight", range(1, 21, 2))):
+        large[name][list(loud)] *= 100
+    inherit(student.image_tower(), teacher.image_tower(), by=by)
+    small = student.image_tower().state_dict()
+    norm = small["head.3.1.weight"]
+    first, second = (
+        [int((large[name] == value).nonzero()) for value in small[name]] for name in ("head.0.bias", "head.3.0.bias")
+    )
+    leading = list(range(10))
+    expected = (leading, leading) if by == "leading" else (list(range(0, 20, 2)), list(range(1, 21, 2)))
+    assert (first, second) == expected
+    assert torch.equal(small["head.3.0.weight"], large["head.3.0.weight"][second][:, first])
+    assert torch.equal(norm, large["head.3.1.weight"][second])
+    assert torch.equal(small["head.4.weight"], large["head.4.weight"][:, second])
+    assert torch.equal(small["head.4.bias"], large["head.4.bias"])
 
 
 def test_heads_follow_the_channels_chosen_by_norm() -> None:

@@ -51,6 +51,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "fastvit": {"image": {**RESNET, "name": "fastvit_t8", "size": 64}},
     "residual-head": {"image": {**RESNET, "head": {"kind": "residual", "hidden": 6, "dropout": 0.2}}},
     "bn-mlp-head": {"image": {**RESNET, "head": {"kind": "bn_mlp", "hidden": 6}}},
+    "bn-mlp-head-of-three": {"image": {**RESNET, "head": {"kind": "bn_mlp", "hidden": 6, "layers": 3}}},
     "clip-tokens": {"text": {**SMALL, "tokenizer": "clip", "context_length": 9}},
     "bert": {"text": {"kind": "hf", "path": "bert", "context_length": 9}},
     "bert-layers-cls": {"text": {"kind": "hf", "path": "bert", "layers": [1], "pool": "cls", "head": {"kind": "mlp"}}},

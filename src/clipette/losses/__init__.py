@@ -1,11 +1,13 @@
-"""Losses: tensors in, one scalar out. A batch mean, dimensionless, so that a weight means the same at any B, C or D.
+"""Losses: tensors in, one scalar out. A batch mean, dimensionless, so that a weight means the same at any B, C or D;
+losses among the batch's own candidates follow their number, as published (tests/losses/test_sizes.py says how).
 
 Every argument after the tensors is keyword-only and named alike everywhere: ``scale`` (or ``student_scale``,
 ``teacher_scale``) multiplies cosines, ``temperature`` divides logits. Vectors are expected at unit length unless a
 loss says that it normalises. Products and softmaxes run in float32 under any autocast. Teachers get no gradient.
 In-batch losses take the features of the whole batch, gathered over ranks and accumulation steps by the caller.
 
-To add one: a function in one of these files, a line below, a row in docs/PAPERS.md, a twin in tests/reference/.
+To add one: a function in one of these files, a line below, a row in docs/PAPERS.md, a twin in tests/reference/, and
+its size in tests/losses/test_sizes.py.
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ def dist(
         ConfigError: temperature not positive.
 
     Paper: Huang et al. (DIST), NeurIPS 2022, eq. 9; β = γ = 1, τ = 1.
-    Deviation: the cases B = 1 and C = 1.
+    Deviation: the cases B = 1 and C = 1. As in the release, 1e-8 stands beside the product of norms: a class that both
+    models find unlikely counts as uncorrelated, without a gradient.
     """
     check_temperature(temperature)
     student, teacher = _checked(student, teacher)

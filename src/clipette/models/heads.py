@@ -47,6 +47,13 @@ def _bn_mlp(width: int, dim: int, hidden: int, dropout: float) -> nn.Module:
     return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, dim))
 
 
+def _bn_mlp_of_three(width: int, dim: int, hidden: int, dropout: float) -> nn.Module:
+    """The same with one more hidden layer, a block of its own: so a tensor's name alone tells what it maps to what."""
+    between = nn.Sequential(nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden), nn.ReLU())
+    first = (nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU())
+    return nn.Sequential(*first, between, nn.Linear(hidden, dim))
+
+
 HEADS: dict[str, Callable[[int, int, int, float], nn.Module]] = {
     "none": _identity,
     "linear": _linear,
@@ -54,10 +61,18 @@ HEADS: dict[str, Callable[[int, int, int, float], nn.Module]] = {
     "residual": ResidualHead,
     "bn_mlp": _bn_mlp,
 }
+# PromptKD's ablation of its projector, by its number of linear layers.
+PROJECTORS: dict[int, Callable[[int, int, int, float], nn.Module]] = {1: _linear, 2: _bn_mlp, 3: _bn_mlp_of_three}
 
 
-def build_head(kind: str, width: int, dim: int, hidden: int | None = None, dropout: float = 0.0) -> nn.Module:
-    """A head [*, width] → [*, dim]; ``hidden`` defaults to ``2 * dim``. Raises ``ConfigError`` on an unknown kind."""
+def build_head(
+    kind: str, width: int, dim: int, hidden: int | None = None, dropout: float = 0.0, *, layers: int = 2
+) -> nn.Module:
+    """A head [*, width] → [*, dim]; ``hidden`` defaults to ``2 * dim``, ``layers`` is read by ``bn_mlp`` alone.
+
+    Raises ``ConfigError`` on an unknown kind.
+    """
     if kind not in HEADS:
         raise ConfigError(f"unknown head '{kind}': choose one of {', '.join(HEADS)}")
-    return HEADS[kind](width, dim, hidden or 2 * dim, dropout)
+    build = PROJECTORS[layers] if kind == "bn_mlp" else HEADS[kind]
+    return build(width, dim, hidden or 2 * dim, dropout)

@@ -91,10 +91,14 @@ TRANSFORMERS: dict[type[nn.Module], Table] = {
 # What follows the trunk; "out" is the group of its output. Clipette's heads, open_clip's maps over others' trunks.
 HEADS: Table = (
     (r"(.*\.)?head\.(linear\.)?weight|(.*\.)?proj\.weight", "space out"),
-    (r"(.*\.)?head\.((linear|second|3)\.)?bias|(.*\.)?proj\.bias", "space"),
+    (r"(.*\.)?head\.((linear|second|3|4)\.)?bias|(.*\.)?proj\.bias", "space"),
     (r"(?P<at>.*\bhead)\.(first|0)\.weight", "hidden out"),
     (r"(?P<at>.*\bhead)\.((first|0)\.bias|1\.(weight|bias|running_mean|running_var))", "hidden"),
     (r"(?P<at>.*\bhead)\.(second|3)\.weight", "space hidden"),
+    # A projector of three layers: the second's hidden units are others than the first's.
+    (r"(?P<at>.*\bhead)\.3\.0\.weight", "3:hidden hidden"),
+    (r"(?P<at>.*\bhead)\.3\.(0\.bias|1\.(weight|bias|running_mean|running_var))", "3:hidden"),
+    (r"(?P<at>.*\bhead)\.4\.weight", "space 3:hidden"),
 )
 CONVOLUTIONAL: tuple[type[nn.Module], ...] = (ResNet, EfficientNet, MobileNetV3)
 FAMILIES: tuple[type[nn.Module], ...] = (*TRANSFORMERS, *CONVOLUTIONAL)
@@ -141,7 +145,8 @@ def _look_up(table: Table, name: str, tensor: Tensor) -> Axes:
         found = re.fullmatch(pattern, name)
         if found and len(words.split()) == tensor.ndim:
             at = found.groupdict().get("at")
-            return tuple(f"{at}:{word}" if word in ("heads", "hidden") else word for word in words.split())
+            own = ("heads", "hidden")
+            return tuple(f"{at}:{word}" if word.rpartition(":")[2] in own else word for word in words.split())
     return (UNKNOWN,) * tensor.ndim
 
 

@@ -36,7 +36,7 @@ def _timm(arguments: Arguments, assets: Assets) -> ImageTower:
     trunk = make_timm(arguments["name"], dict(arguments["args"]), (size[0], size[1]))
     head = HeadSpec(**arguments["head"])
     dim = arguments["dim"]
-    built = build_head(head.kind, arguments["width"], dim, head.hidden, head.dropout)
+    built = build_head(head.kind, arguments["width"], dim, head.hidden, head.dropout, layers=head.layers)
     preprocess = Preprocess.from_dict(arguments["preprocess"])
     return ImageTower(trunk, built, preprocess=preprocess, width=dim, blueprint=Blueprint("timm", arguments, assets))
 
@@ -60,7 +60,7 @@ def _small_text(arguments: Arguments, assets: Assets) -> TextTower:
     else:
         tokenizer = OpenClipTokenizer.clip(context_length=arguments["context_length"])
     head = HeadSpec(**arguments["head"])
-    built = build_head(head.kind, arguments["width"], arguments["dim"], head.hidden, head.dropout)
+    built = build_head(head.kind, arguments["width"], arguments["dim"], head.hidden, head.dropout, layers=head.layers)
     blueprint = Blueprint("small_text", arguments, assets)
     return TextTower(small_trunk(arguments), built, tokenizer=tokenizer, width=arguments["dim"], blueprint=blueprint)
 
@@ -83,7 +83,7 @@ def _headed(side: str) -> Callable[[Arguments, Assets], Any]:
         inner = build_tower(Blueprint(arguments["inner"]["kind"], arguments["inner"]["arguments"], assets))
         head = HeadSpec(**arguments["head"])
         dim = arguments["dim"]
-        built = build_head(head.kind, arguments["width"], dim, head.hidden, head.dropout)
+        built = build_head(head.kind, arguments["width"], dim, head.hidden, head.dropout, layers=head.layers)
         blueprint = Blueprint(f"headed_{side}", arguments, assets)
         if isinstance(inner, ImageTower):
             return ImageTower(inner, built, preprocess=inner.preprocess, width=dim, blueprint=blueprint)

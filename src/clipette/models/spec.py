@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from clipette.config import StrictModel
 
@@ -14,11 +14,32 @@ Spread = Annotated[float, Field(gt=0)]
 
 
 class HeadSpec(StrictModel):
-    """The map from a trunk's width to the space: ``none | linear | mlp | residual | bn_mlp``."""
+    """The map from a trunk's width to the space: ``none | linear | mlp | residual | bn_mlp``.
+
+    ``layers``: how many linear layers ``bn_mlp`` has, PromptKD's projector.
+    """
 
     kind: Literal["none", "linear", "mlp", "residual", "bn_mlp"] = "linear"
     hidden: int | None = Field(default=None, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    layers: Literal[1, 2, 3] = 2
+
+    @model_validator(mode="after")
+    def _layers_of_a_projector(self) -> HeadSpec:
+        if "layers" in self.model_fields_set and self.kind != "bn_mlp":
+            raise ValueError(
+                f"layers belongs to a head of kind bn_mlp, and this one is of kind {self.kind}: remove layers, or set "
+                "kind: bn_mlp"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _usual_layers_unsaid(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Runs and saved models of before there was the key go on, and older Clipettes read what needs no newer one.
+        values: dict[str, Any] = dump(self)
+        if self.layers == 2:
+            values.pop("layers", None)
+        return values
 
 
 class PromptSpec(StrictModel):

@@ -136,7 +136,7 @@ def _with_head(tower: Any, head: HeadSpec, dim: int | None, side: str) -> Any:
     whole = {"kind": inner.kind, "arguments": dict(inner.arguments)}
     arguments = {"inner": whole, "head": head.model_dump(), "dim": dim}
     blueprint = Blueprint(f"headed_{side}", {**arguments, "width": tower.width}, inner.assets)
-    built = build_head(head.kind, tower.width, dim, head.hidden, head.dropout)
+    built = build_head(head.kind, tower.width, dim, head.hidden, head.dropout, layers=head.layers)
     if side == "image":
         return ImageTower(tower, built, preprocess=tower.preprocess, width=dim, blueprint=blueprint)
     return TextTower(tower, built, tokenizer=tower.tokenizer, width=dim, blueprint=blueprint)
@@ -150,7 +150,7 @@ def timm_image_tower(spec: TimmImage, dim: int | None, base: Path) -> ImageTower
     preprocess = _timm_preprocess(spec, trunk)
     width = probe_width(trunk, preprocess)
     dim = width if dim is None else dim
-    head = build_head(spec.head.kind, width, dim, spec.head.hidden, spec.head.dropout)
+    head = build_head(spec.head.kind, width, dim, spec.head.hidden, spec.head.dropout, layers=spec.head.layers)
     arguments = {
         "name": spec.name,
         "args": dict(spec.args),
@@ -291,7 +291,7 @@ def hf_tower(encoder: Any, tokenizer: HFTokenizer, pool: str, head: HeadSpec, di
     arguments["context_length"] = tokenizer.context_length
     assets = {"config.json": encoder_config_bytes(encoder), **tokenizer.assets()}
     trunk = HFTextTrunk(encoder, pool)
-    built = build_head(head.kind, width, dim, head.hidden, head.dropout)
+    built = build_head(head.kind, width, dim, head.hidden, head.dropout, layers=head.layers)
     return TextTower(trunk, built, tokenizer=tokenizer, width=dim, blueprint=Blueprint("hf_text", arguments, assets))
 
 
@@ -322,7 +322,7 @@ def _small_text_tower(spec: SmallText, dim: int | None, captions: Sequence[str])
         "dim": dim,
     }
     trunk = small_trunk(arguments)
-    head = build_head(spec.head.kind, spec.width, dim, spec.head.hidden, spec.head.dropout)
+    head = build_head(spec.head.kind, spec.width, dim, spec.head.hidden, spec.head.dropout, layers=spec.head.layers)
     blueprint = Blueprint("small_text", arguments, assets)
     return TextTower(trunk, head, tokenizer=tokenizer, width=dim, blueprint=blueprint)
 
