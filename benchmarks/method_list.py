@@ -102,8 +102,8 @@ BOTH: Mapping[str, Mapping[str, Any]] = {
 # In the rendered world, with a small ViT: PromptKD's visual prompts and MFD's masks, and what to compare them with.
 WORLD = (
     *("promptkd", "clip-kd-masked", "clip", "default", "clip-kd", "promptkd-stage2"),
-    # What reads the world's labels as the default does, and what else reads class texts or contrasts.
-    *("ood", "contrastive", "dkd", "dist"),
+    # What reads the world's labels as the default does, and the strongest on real data.
+    *("ood", "contrastive"),
 )
 KNOWN = ("default", *PUBLISHED)
 TRIED = ("start", *CANDIDATES, *LABELLED, *BOTH)

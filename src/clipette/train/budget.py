@@ -79,7 +79,8 @@ def losses_for(*, captions: bool, classes: bool, labels: float, trusted: bool = 
     class is; ``trusted``: the teacher's answers are nearly as right as labels make them (``trusts``).
 
     Captions: features first (``image_cosine 10`` carries most of what a student gets), the in-batch KL brings the
-    teacher's order of captions, InfoNCE the captions themselves.
+    teacher's order of captions, InfoNCE the captions themselves. Where some images have a label, what it says of them
+    (SOME).
 
     Labels: what people said of each image. Beside them the answers of a teacher that is right, and its order of the
     captions where there are some (rendered world, dev: .297; without that order .289, with InfoNCE too .269; the rule
@@ -96,7 +97,8 @@ def losses_for(*, captions: bool, classes: bool, labels: float, trusted: bool = 
         contrast = {"class_text_ce": 1.0, "image_to_teacher": {"weight": 1.0, "temperature": 0.07}}
         return {**contrast, **({"clip": 1.0} if captions else {})}
     if captions:
-        return {"image_cosine": 10.0, "in_batch_kl": 1.0, "clip": 1.0}
+        said = {"image_cosine": 10.0, "in_batch_kl": 1.0, "clip": 1.0}
+        return {**said, **({"class_text_ce": 1.0} if classes and labels else {})}
     return {"image_cosine": 10.0, "class_text_kl": 1.0} if classes else {"image_cosine": 10.0}
 
 
