@@ -80,6 +80,17 @@ def test_without_a_recipe_the_rules_choose(tmp_path: Path, teacher: str) -> None
         distill(data=bare, out=tmp_path / "c")
 
 
+def test_a_start_with_towers_of_its_own_brings_its_scale_to_a_plan(tmp_path: Path, teacher: str) -> None:
+    start = tmp_path / "a: start"
+    save_model(tiny.student(3), start, name="start", card={})
+    data = write_data(tmp_path / "data")
+    run = distill(
+        data=data, teacher=teacher, student=str(start), out=tmp_path / "run", overrides=["train.steps=1"], device="cpu"
+    )
+    assert recipe_of(run).init == str(start)
+    assert recipe_of(run).student.space == "own"
+
+
 def test_a_store_keeps_its_law_and_the_run_says_so(
     tmp_path: Path, teacher: str, caplog: pytest.LogCaptureFixture
 ) -> None:

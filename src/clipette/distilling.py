@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,25 +13,24 @@ from clipette.adapting import first_stage
 from clipette.config import find_recipe, load_yaml, shipped_recipes
 from clipette.data.dataset import Dataset
 from clipette.data.sources import load_data
-from clipette.data.views import ViewPolicy
 from clipette.errors import ConfigError, DataError
 from clipette.models.inference import TorchEncoder
 from clipette.models.saved import load_model
 from clipette.models.spec import ModelSpec
 from clipette.models.stored import StoredEncoder
-from clipette.models.students import build_model
 from clipette.resolve import resolve
 from clipette.store import Store, open_store
-from clipette.tasks.pour import PourPlan, poured_by
 from clipette.tasks.pour import pour as pour_into
+from clipette.tasks.pour import poured_by
 from clipette.tasks.terms import needs_of, read_terms
 from clipette.train.anew import begin_anew
 from clipette.train.budget import Budget, parse_budget
 from clipette.train.classes import class_names
-from clipette.train.job import Companion, Job, shares_text
+from clipette.train.job import Companion, Job, pour_plan
 from clipette.train.planning import Setting, plan_within
 from clipette.train.recipe import Recipe, ViewSettings
 from clipette.train.run import run_job
+from clipette.train.student import build_student
 from clipette.types import Encoder, Failure
 
 log = logging.getLogger(__name__)
@@ -123,33 +123,33 @@ def distill(
     """
     if budget is not None and (recipe is not None or teacher_online):
         raise ConfigError("--budget plans student, losses and schedule: leave out the recipe and --teacher-online")
-    listed = None
+    listed, encoder = None, None
     if recipe is None and not teacher_online:
         wanted = Budget() if budget is None else parse_budget(budget)
         if teacher is None or data is None:
             what = "distill needs a recipe; without one" if budget is None else "--budget"
             raise ConfigError(f"{what} needs --teacher and --data: they decide what is trained")
         listed = load_data(data)
-        encoder = resolve(teacher, device=device)
+        encoder = resolve(teacher, device=device, class_names=listed.class_names)
         if isinstance(encoder, TorchEncoder):
             if not resume:
                 begin_anew(Path(out))
             setting = Setting(wanted, listed, encoder, Path(out), overrides=tuple(overrides), device=device)
-            own = None if student is None else student_spec(student, read_recipe("default", default="")[0])
+            if student is not None:
+                own = student_spec(student, read_recipe("default", default="")[0])
+                start = tuple(f"{name}={json.dumps(value)}" for name, value in _start(student, own).items())
+                setting = replace(setting, student=own, overrides=(*start, *setting.overrides))
             watched = None if dev is None else load_data(dev)
-            recipe = plan_within(replace(setting, store=_path(store), dev=watched, student=own))
+            recipe = plan_within(replace(setting, store=_path(store), dev=watched))
             student, resume = None, True
         elif budget is not None:
             raise ConfigError(f"--budget measures the teacher at work, and {teacher} is only stored: name a recipe")
     read, base = read_recipe(recipe, overrides, default=_default_recipe(listed))
     if student is not None:
         spec = student_spec(student, read)
-        saved = Path(student).is_dir()
-        # Towers that are all its own bring the scale as well; beside the teacher's texts it has the teacher's.
-        whole = saved and (spec.text is None or spec.text.kind == "saved")
-        start = {"init": str(Path(student).resolve())} if whole else {}
         # What a start brings is not to be written over.
-        read = read.model_copy(update={"student": spec, **start, **({"inherit": None} if saved else {})})
+        kept = {"inherit": None} if Path(student).is_dir() else {}
+        read = read.model_copy(update={"student": spec, **_start(student, spec), **kept})
     if read.adapt is not None:
         if not (Path(out) / "teacher" / "summary.json").is_file() or not resume:
             _try_second_stage(read, base, teacher or read.teacher, data or read.data, device)
@@ -181,7 +181,14 @@ def distill(
         store=store,
         online=teacher_online,
         listed=listed,
+        encoder=encoder,
     )
+
+
+def _start(student: str, spec: ModelSpec) -> dict[str, str]:
+    """Towers that are all its own bring the scale as well; beside the teacher's texts a student has the teacher's."""
+    whole = Path(student).is_dir() and (spec.text is None or spec.text.kind == "saved")
+    return {"init": str(Path(student).resolve())} if whole else {}
 
 
 def _try_second_stage(read: Recipe, base: Path, teacher: str | None, data: str | None, device: str | None) -> None:
@@ -196,15 +203,16 @@ def _try_second_stage(read: Recipe, base: Path, teacher: str | None, data: str |
 def _try_student(recipe: Recipe, base: Path, teacher: TorchEncoder, data: Dataset) -> None:
     """Raise what is wrong with student or data before a teacher is poured, which may take hours."""
     needs = needs_of(read_terms(recipe.loss))
-    captions = [caption for sample in data.samples for caption in sample.captions]
-    if "teacher_text" in needs and not captions:
+    if "teacher_text" in needs and not any(sample.captions for sample in data.samples):
         raise DataError(
             f"{data.reference}: the losses of '{recipe.name}' read captions, and these images have none: name a recipe "
             "that does without (unlabelled; with class names promptkd-stage2), or no recipe, and it is chosen"
         )
+    # Built from nothing: what it starts from is read once, when it is trained.
+    tried = Job(recipe.model_copy(update={"inherit": None, "init": None}), data, base, teacher=teacher, base=base)
     if needs & {"student_classes", "teacher_classes"}:
-        class_names(Job(recipe, data, base, teacher=teacher, base=base))
-    build_model(recipe.student, base=base, teacher=teacher.model, captions=captions, seed=recipe.seed)
+        class_names(tried)
+    build_student(tried)
 
 
 def _seen_as_stored(recipe: Recipe, store: Store) -> Recipe:
@@ -246,6 +254,7 @@ def _run(
     store: str | Path | None = None,
     online: bool = False,
     listed: Dataset | None = None,
+    encoder: Encoder | None = None,
 ) -> Path:
     given = {"data": data or recipe.data, "dev": dev or recipe.dev, "teacher": teacher or recipe.teacher}
     recipe = recipe.model_copy(update=given)
@@ -253,7 +262,8 @@ def _run(
         raise ConfigError("no training data: name it with --data, or in the recipe")
     train_set = load_data(recipe.data) if listed is None else listed
     classes = recipe.classes.names or train_set.class_names
-    encoder = None if recipe.teacher is None else resolve(recipe.teacher, device=device, class_names=classes)
+    if recipe.teacher is not None and (encoder is None or recipe.classes.names):
+        encoder = resolve(recipe.teacher, device=device, class_names=classes)
     if store is not None:
         recipe = _seen_as_stored(recipe, open_store(store))
     elif isinstance(encoder, TorchEncoder) and not (out / "store").exists():
@@ -296,13 +306,10 @@ def _outputs(
         if not same or (isinstance(teacher, TorchEncoder) and not poured_by(teacher, opened.identity)):
             raise ConfigError(f"store {store} was poured by another teacher than {teacher.name}: pour again")
         return opened, teacher
-    needs = needs_of(read_terms(recipe.loss))
-    reads = any(name.startswith("teacher_") for name in needs)
+    reads = any(name.startswith("teacher_") for name in needs_of(read_terms(recipe.loss)))
     if teacher is None or not isinstance(teacher, TorchEncoder) or online or not reads:
         return None, teacher
-    captions = "teacher_text" in needs or (shares_text(recipe) and "student_text" in needs)
-    plan = _pour_plan(recipe, images="teacher_image" in needs, captions=captions)
-    path = pour_into(teacher, data, out / "store", plan, seed=recipe.seed).path
+    path = pour_into(teacher, data, out / "store", pour_plan(recipe), seed=recipe.seed).path
     return open_store(path), teacher
 
 
@@ -312,17 +319,8 @@ def _companion(recipe: Recipe, reference: str, data: Dataset, out: Path, name: s
     needs = needs_of(read_terms(recipe.loss), name)
     if not isinstance(teacher, TorchEncoder) or not needs & {"teacher_image", "teacher_text"}:
         return Companion(teacher)
-    plan = _pour_plan(recipe, images="teacher_image" in needs, captions="teacher_text" in needs)
-    return Companion(teacher, open_store(pour_into(teacher, data, out, plan, seed=recipe.seed).path))
-
-
-def _pour_plan(recipe: Recipe, *, images: bool, captions: bool) -> PourPlan:
-    return PourPlan(
-        images=images and recipe.views.count == 0,
-        views=recipe.views.count if images else 0,
-        captions=captions,
-        policy=recipe.views.policy() or ViewPolicy(),
-    )
+    path = pour_into(teacher, data, out, pour_plan(recipe, name), seed=recipe.seed).path
+    return Companion(teacher, open_store(path))
 
 
 def _readable(data: Dataset, store: Store | None) -> Dataset:

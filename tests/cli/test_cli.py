@@ -65,7 +65,7 @@ def test_pour_passes_everything_on(verbs: FakeVerbs) -> None:
     line = (
         "pour runs/t --data wds:a.tar --data folder:b --out s --no-captions --no-classes --templates single --views 3 "
         "--view-policy '{scale: [0.3, 1.0], flip: 0}' --batch-size 8 --device cpu --precision bf16 --max-failures 0.2 "
-        "--seed 4 --text-corpus text:x.txt"
+        "--seed 4 --text-corpus text:x.txt --for r.yaml"
     )
     assert main(shlex.split(line)) == 0
     assert verbs.calls == [
@@ -76,6 +76,7 @@ def test_pour_passes_everything_on(verbs: FakeVerbs) -> None:
                 "captions": False,
                 "classes": False,
                 "templates": "single",
+                "recipe": "r.yaml",
                 "views": 3,
                 "view_policy": {"scale": [0.3, 1.0], "flip": 0},
                 "batch_size": 8,

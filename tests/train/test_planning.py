@@ -138,6 +138,15 @@ def test_without_captions_labels_are_learned_and_without_labels_the_answers(tmp_
     assert set(recipe.loss) == {"image_cosine", "class_text_kl"}
 
 
+def test_what_the_user_sets_of_the_schedule_holds(tmp_path: Path) -> None:
+    given = setting(tmp_path / "epochs", Budget(gmacs=1.0), overrides=("train.epochs=2", "views.count=0"))
+    recipe = load_yaml(Recipe, plan_within(given))
+    assert recipe.train.steps is None
+    assert recipe.train.epochs == 2
+    facts = told(tmp_path / "epochs")
+    assert (facts["steps"], facts["epochs"], facts["views"]) == (8, 2.0, 0)
+
+
 def test_the_users_own_student_keeps_its_shape(tmp_path: Path) -> None:
     own = tiny.spec(space="teacher", dim=None, text={"kind": "teacher"})
     recipe = load_yaml(Recipe, plan_within(setting(tmp_path, Budget(gmacs=1.0), student=own)))

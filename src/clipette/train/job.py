@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipette.data.dataset import Dataset
+from clipette.data.views import ViewPolicy
 from clipette.io import digest_json
 from clipette.models.core import DualEncoder
 from clipette.models.inference import TorchEncoder
 from clipette.models.spec import TeacherText
 from clipette.store.reader import Store
+from clipette.tasks.pour import PourPlan
+from clipette.tasks.terms import needs_of, read_terms
 from clipette.train.ranks import world_size
 from clipette.train.recipe import Recipe
 from clipette.types import Encoder
@@ -82,6 +85,18 @@ def identity_of(job: Job) -> str:
 def live_teacher(teacher: Encoder | None) -> DualEncoder | None:
     """The teacher's model, where it is one and not only stored."""
     return teacher.model if isinstance(teacher, TorchEncoder) else None
+
+
+def pour_plan(recipe: Recipe, guide: str = "") -> PourPlan:
+    """What the losses read of the teacher, or of the further teacher ``guide``: what is poured."""
+    needs = needs_of(read_terms(recipe.loss), guide)
+    images, shares = "teacher_image" in needs, not guide and shares_text(recipe)
+    return PourPlan(
+        images=images and recipe.views.count == 0,
+        views=recipe.views.count if images else 0,
+        captions="teacher_text" in needs or (shares and "student_text" in needs),
+        policy=recipe.views.policy() or ViewPolicy(),
+    )
 
 
 def shares_text(recipe: Recipe) -> bool:

@@ -25,13 +25,11 @@ from clipette.models.inference import TorchEncoder, default_device
 from clipette.models.spec import ModelSpec
 from clipette.models.students import build_model
 from clipette.store import Store, open_store
-from clipette.tasks.pour import PourPlan
 from clipette.tasks.pour import pour as pour_into
-from clipette.tasks.terms import needs_of, read_terms
 from clipette.train import budget as rules
 from clipette.train.budget import Budget, Candidate, Schedule
 from clipette.train.feeding import build_feed
-from clipette.train.job import Job, shares_text
+from clipette.train.job import Job, pour_plan
 from clipette.train.loop import set_mode
 from clipette.train.optim import build_optimizer
 from clipette.train.recipe import Recipe, ViewSettings
@@ -130,7 +128,8 @@ def _plan(setting: Setting, begun: float) -> tuple[Recipe, dict[str, Any]]:
     choice, schedule, pace = _choose(setting, job, loss, views, left, cost, captions=captions)
     recipe = _recipe(setting, choice, loss, views, schedule, captions=captions)
     # As the user's own --set left them.
-    steps = recipe.train.steps or schedule.steps
+    each = max(1, len(data) // recipe.train.batch_size)
+    steps = recipe.train.total_steps(each)
     told = {
         "student": _named(recipe),
         "gmacs": choice.gmacs,
@@ -143,7 +142,7 @@ def _plan(setting: Setting, begun: float) -> tuple[Recipe, dict[str, Any]]:
         "views": recipe.views.count,
         "steps": steps,
         "batch": recipe.train.batch_size,
-        "epochs": round(steps / max(1, len(data) // recipe.train.batch_size), 2),
+        "epochs": round(steps / each, 2),
         "seconds_a_step": pace,
         "seconds": None if pace is None or schedule.frozen else round(steps * pace, 1),
     }
@@ -263,7 +262,7 @@ def _recipe(
 ) -> Recipe:
     inherits = choice.inherits and setting.student is None
     train: dict[str, Any] = {
-        "steps": schedule.steps,
+        "steps": None if any(each.startswith("train.epochs=") for each in setting.overrides) else schedule.steps,
         "batch_size": schedule.batch,
         "optimizer": rules.optimizer_for(inherits=inherits, frozen=schedule.frozen),
         # Evaluation takes from the same time: at the end alone.
@@ -359,12 +358,8 @@ def seconds_a_step(job: Job) -> float:
 
 def _pour(setting: Setting, recipe: Recipe) -> Store:
     """What the losses read of the teacher, where ``distill`` looks for it."""
-    needs = needs_of(read_terms(recipe.loss))
-    captions = "teacher_text" in needs or (shares_text(recipe) and "student_text" in needs)
-    policy = recipe.views.policy()
-    assert policy is not None
-    plan = PourPlan(images=False, views=recipe.views.count, captions=captions, policy=policy)
-    return open_store(pour_into(setting.teacher, setting.data, setting.out / "store", plan, seed=recipe.seed).path)
+    out, plan = setting.out / "store", pour_plan(recipe)
+    return open_store(pour_into(setting.teacher, setting.data, out, plan, seed=recipe.seed).path)
 
 
 def _readable(data: Dataset, store: Store) -> Dataset:
