@@ -184,7 +184,7 @@ class _Request:
         class_names = tuple(dict.fromkeys(name for each in sets for name in each.class_names))
         every = _texts(sets, plan, class_names, texts)
         if samples and not encoder.can_encode_images:
-            raise UnsupportedError(f"{encoder.name} has no image tower: pour texts only (images and views off)")
+            raise UnsupportedError(f"{encoder.name} has no image tower: pour texts alone (`--data text:lines.txt`)")
         if every and not encoder.can_encode_text:
             raise UnsupportedError(
                 f"{encoder.name} has no text tower, and texts are asked of it: `clipette pour` with "
