@@ -80,7 +80,7 @@ def losses_for(*, captions: bool, classes: bool, labels: float, trusted: bool = 
 
     Captions: features first (``image_cosine 10`` carries most of what a student gets), the in-batch KL brings the
     teacher's order of captions, InfoNCE the captions themselves. Where some images have a label, what it says of them
-    (SOME).
+    too (Flickr8k with 300 labelled pictures of Caltech101, dev: mean recall .414 for .436, top-1 .64 for .30).
 
     Labels: what people said of each image. Beside them the answers of a teacher that is right, and its order of the
     captions where there are some (rendered world, dev: .297; without that order .289, with InfoNCE too .269; the rule
