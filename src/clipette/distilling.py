@@ -43,10 +43,6 @@ def read_recipe(recipe: str | Path | None, overrides: Sequence[str] = (), *, def
     return load_yaml(Recipe, path, overrides), base
 
 
-def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path)
-
-
 def _default_recipe(listed: Dataset | None) -> str:
     """For a teacher that is only stored, which no plan can measure: captions are worth reading where all have some."""
     captioned = listed is None or all(sample.captions for sample in listed.samples)
@@ -140,7 +136,7 @@ def distill(
                 start = tuple(f"{name}={json.dumps(value)}" for name, value in _start(student, own).items())
                 setting = replace(setting, student=own, overrides=(*start, *setting.overrides))
             watched = None if dev is None else load_data(dev)
-            recipe = plan_within(replace(setting, store=_path(store), dev=watched))
+            recipe = plan_within(replace(setting, store=store, dev=watched))
             student, resume = None, True
         elif budget is not None:
             raise ConfigError(f"--budget measures the teacher at work, and {teacher} is only stored: name a recipe")
@@ -219,7 +215,7 @@ def _seen_as_stored(recipe: Recipe, store: Store) -> Recipe:
     """The recipe with the views that the store holds, which are what teacher and student see; a warning where it asks
     for others.
     """
-    if recipe.views.student_only or not any(name == "teacher_image" for name in needs_of(read_terms(recipe.loss))):
+    if recipe.views.student_only or "teacher_image" not in needs_of(read_terms(recipe.loss)):
         return recipe
     poured = store.identity.get("views") or {"count": 0, "policy": {}}
     values = {**recipe.views.model_dump(), **poured["policy"], "count": store.view_count}

@@ -58,7 +58,7 @@ class Setting:
     data: Dataset
     teacher: TorchEncoder
     out: Path
-    store: Path | None = None
+    store: str | Path | None = None
     dev: Dataset | None = None
     student: ModelSpec | None = None
     overrides: tuple[str, ...] = ()

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from clipette.config import StrictModel
+from clipette.models.spec import Pixels
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Epoch = Annotated[int, Field(ge=0)]
-Pixels = Annotated[int, Field(ge=1)]
 
 # PyTorch's generators take 64 bits, and some parts of a run draw from a seed just above the run's own.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
